@@ -1,0 +1,63 @@
+"""Names and order of checkpoint folders: `checkpoint-<step>` below the output folder."""
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+# The files beside the weights. They are upstream's names, so either side can resume the other's checkpoints.
+TRAINING_ARGS_NAME = "training_args.bin"
+TRAINER_STATE_NAME = "trainer_state.json"
+OPTIMIZER_NAME = "optimizer.pt"
+SCHEDULER_NAME = "scheduler.pt"
+SCALER_NAME = "scaler.pt"
+
+PREFIX_CHECKPOINT_DIR = "checkpoint"
+_CHECKPOINT_FOLDER = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
+
+
+def get_last_checkpoint(folder: str) -> str | None:
+    """Find the checkpoint with the highest step in one folder.
+
+    The step decides, not the time of writing, and not the alphabet (`checkpoint-1000` is later than
+    `checkpoint-500`). Files and folders of any other name are passed over.
+
+    Args:
+        folder: an output folder.
+
+    Returns:
+        The path of the newest checkpoint, or None if there is none.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+
+    Source: trainer_utils.py 158-167.
+    """
+    last_path, last_step = None, -1
+    for name in os.listdir(folder):
+        match = _CHECKPOINT_FOLDER.match(name)
+        path = os.path.join(folder, name)
+        if match and int(match[1]) > last_step and Path(path).is_dir():
+            last_path, last_step = path, int(match[1])
+    return last_path
+
+
+def reissue_pt_warnings(caught_warnings: list[warnings.WarningMessage]) -> None:
+    """Show again the warnings that were caught while a scheduler was saved or loaded.
+
+    **Beware:** a single caught warning is dropped, whatever it says; only two or more come through. Upstream wrote it
+    so because torch 1.4 to 1.7 always gave one, telling users to save the optimizer too. No torch since gives it.
+
+    Args:
+        caught_warnings: what `warnings.catch_warnings(record=True)` collected.
+
+    Source: trainer_pt_utils.py 214-219.
+    Leaves out: the comparison with torch's old text, which torch no longer has.
+    """
+    if len(caught_warnings) < 2:
+        return
+    for caught in caught_warnings:
+        warnings.warn(caught.message, caught.category, stacklevel=2)
+
+
+# Read next: ../resuming.py
