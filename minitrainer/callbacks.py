@@ -364,7 +364,7 @@ class DefaultFlowCallback(TrainerCallback):
     """Raises the flags that the strategies and intervals of the arguments ask for. Without it nothing is ever logged.
 
     **Beware:** it looks at one step at a time. With `eval_delay` in steps an evaluation that falls before the delay
-    is skipped, not postponed. And with strategy "steps" `save_steps=0` means never, while `logging_steps=0` is an error.
+    is skipped, not postponed. With strategy "steps", `save_steps=0` means never, while `logging_steps=0` is an error.
 
     Source: trainer_callback.py 433-481.
     """
