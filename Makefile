@@ -1,0 +1,60 @@
+# Two commands set a bare clone up:   make run_glue   and   make test.   `make help` lists the rest.
+#
+# Needs Python 3.10 to 3.13, make, and a package index that pip can reach. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip
+
+# Small models on few cores: more threads than one only wait for each other.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+# ---- the two commands ---------------------------------------------------------
+
+.PHONY: run_glue
+run_glue: $(VENV)/ready ## set up .venv and trace the run_glue scenario
+	$(BIN)/python -m minitrainer.trace run_glue $(ARGS)
+
+.PHONY: test
+test: $(VENV)/ready-test ## set up .venv and run the tests (about ten minutes on two cores)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# ---- environments: a stamp is written last, so a broken install is made again -----
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "minitrainer needs Python 3.10 to 3.13, not %d.%d: make PYTHON=python3.12 …" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/ready-test: $(VENV)/ready
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,search,reports]'
+	@touch $@
+
+# ---- checks -------------------------------------------------------------------
+
+.PHONY: lint
+lint: $(VENV)/ready-test ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: wheel
+wheel: $(VENV)/ready-test ## build the wheel, install it into an empty environment, run run_glue there
+	PYTHON=$(BIN)/python tests/wheel.sh
+
+# ---- housekeeping ---------------------------------------------------------------
+
+.PHONY: clean
+clean: ## remove the environment, builds, caches and runs
+	rm -rf $(VENV) dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z_-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22

@@ -1,0 +1,70 @@
+"""What runs in the place that running.py chose: one scenario or script, recorded, in this process.
+
+    python -m minitrainer.trace.worker --out FOLDER --library transformers --scenario run_glue -- [its arguments]
+
+It is started directly, by torchrun (one process a rank), or in an isolated upstream version. The exit status is the
+run's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import scenarios
+from .errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and record what `argv` names; return 0, 2 for what can't be done, or the script's own exit status."""
+    parser = argparse.ArgumentParser(prog="python -m minitrainer.trace.worker", allow_abbrev=False)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--library", required=True)
+    parser.add_argument("--scenario")
+    parser.add_argument("--script", type=Path)
+    parser.add_argument("--debug", action="store_true")
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = words.index("--")
+    options, rest = parser.parse_args(words[:split]), words[split + 1 :]
+    if options.scenario:
+        return _run_scenario(options, rest)
+    from .session import run_script
+
+    return run_script(options.script, rest, options.out)
+
+
+def _run_scenario(options: argparse.Namespace, rest: list[str]) -> int:
+    # What the Trainer writes stays with its trace, unless the user says where.
+    if not any(word.split("=")[0] == "--output_dir" for word in rest):
+        rest = [*rest, "--output_dir", str(options.out / "output")]
+    try:
+        library = importlib.import_module(options.library)
+        run = scenarios.program(options.scenario)
+        if "--help-all" in rest:
+            rest = ["--help"]
+        from .session import trace_library
+
+        with trace_library(library, options.out, scenario=options.scenario):
+            return run(library, rest)
+    except UsageError:
+        raise
+    except (ValueError, ImportError, OSError) as error:
+        # The library refused its arguments, or something it needs is not there: its message says which.
+        if options.debug or os.environ.get("MINITRAINER_DEBUG") == "1":
+            traceback.print_exc()
+        raise UsageError(f"{type(error).__name__}: {error}") from error
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UsageError as error:
+        print("minitrainer.trace: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+# Read next: session.py, which attaches the recorder.
