@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from minitrainer.parts.choices import IntervalStrategy
-from minitrainer.parts.inspection import has_length
-from minitrainer.parts.logs import get_logger
+from .parts.choices import IntervalStrategy
+from .parts.inspection import has_length
+from .parts.logs import get_logger
 
 if TYPE_CHECKING:
-    from minitrainer.arguments import TrainingArguments
+    from .arguments import TrainingArguments
 
 logger = get_logger(__name__)
 
@@ -488,7 +488,7 @@ def default_progress_callback() -> type[TrainerCallback]:
     from transformers.utils import is_in_notebook
 
     if is_in_notebook():
-        from minitrainer.notebook import NotebookProgressCallback
+        from .notebook import NotebookProgressCallback
 
         return NotebookProgressCallback
     return ProgressCallback

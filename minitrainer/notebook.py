@@ -9,9 +9,9 @@ from typing import Any
 
 from IPython import display
 
-from minitrainer.callbacks import TrainerCallback
-from minitrainer.parts.choices import IntervalStrategy
-from minitrainer.parts.inspection import has_length
+from .callbacks import TrainerCallback
+from .parts.choices import IntervalStrategy
+from .parts.inspection import has_length
 
 
 class NotebookProgressCallback(TrainerCallback):

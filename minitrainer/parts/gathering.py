@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from minitrainer.compat import is_torch_tpu_available
-from minitrainer.parts.logs import get_logger
+from ..compat import is_torch_tpu_available
+from .logs import get_logger
 
 logger = get_logger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from minitrainer.compat import is_deepspeed_zero3_enabled
+from ..compat import is_deepspeed_zero3_enabled
 
 
 def has_length(dataset: Any) -> bool:

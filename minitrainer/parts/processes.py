@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from minitrainer.compat import is_torch_tpu_available
+from ..compat import is_torch_tpu_available
 
 
 @contextmanager

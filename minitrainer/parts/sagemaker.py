@@ -9,7 +9,7 @@ from typing import Any
 import smdistributed.modelparallel.torch as smp
 import torch
 
-from minitrainer.parts.gathering import atleast_1d
+from .gathering import atleast_1d
 
 
 @smp.step()

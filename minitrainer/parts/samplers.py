@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, RandomSampler, Sampler
 from torch.utils.data.distributed import DistributedSampler
 from transformers import BatchEncoding
 
-from minitrainer.parts.logs import get_logger
+from .logs import get_logger
 
 logger = get_logger(__name__)
 

@@ -31,7 +31,7 @@ def default_hp_space_optuna(trial: Any) -> dict[str, float]:
 
     Source: trainer_utils.py 250-259.
     """
-    from minitrainer.reporters import is_optuna_available
+    from ..reporters import is_optuna_available
 
     assert is_optuna_available(), "This function needs Optuna installed: `pip install optuna`"
     space = {"learning_rate": trial.suggest_float("learning_rate", 1e-6, 1e-4, log=True)}
@@ -46,7 +46,7 @@ def default_hp_space_ray(trial: Any) -> dict[str, Any]:
 
     Source: trainer_utils.py 262-273.
     """
-    from minitrainer.reporters import is_ray_tune_available
+    from ..reporters import is_ray_tune_available
 
     assert is_ray_tune_available(), "This function needs ray installed: `pip install ray[tune]`"
     from ray import tune
@@ -84,7 +84,7 @@ def default_hp_space_wandb(trial: Any) -> dict[str, Any]:
 
     Source: trainer_utils.py 289-304.
     """
-    from minitrainer.reporters import is_wandb_available
+    from ..reporters import is_wandb_available
 
     if not is_wandb_available():
         raise ImportError("This function needs wandb installed: `pip install wandb`")

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from minitrainer.compat import is_tf_available
+from ..compat import is_tf_available
 
 # CUDA reads both only when a handle is created, so they work if set before the first kernel that needs them.
 _DETERMINISTIC_CUDA = {"CUDA_LAUNCH_BLOCKING": "1", "CUBLAS_WORKSPACE_CONFIG": ":16:8"}
