@@ -25,6 +25,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate import __version__ as accelerate_version
+from accelerate.state import PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from packaging import version
 from torch import nn
@@ -71,6 +72,28 @@ def build_accelerator(args: Any) -> Accelerator:
 
 # Up to 0.20.3, `accumulate` never marked the end of a group: the Trainer had to, before every step.
 ACCELERATE_LEAVES_SYNC_TO_TRAINER = version.parse(accelerate_version) <= version.parse("0.20.3")
+
+
+def start_distributed_state(cpu: bool = False, backend: str | None = None, **options: Any) -> PartialState:
+    """Find out which rank this process is, start the process group where a launcher asks for one, choose the device.
+
+    accelerate 0.21.0 trains on several CPU ranks whenever a launcher has started them and there is no GPU. Newer ones
+    do so only if the CPU is asked for, and otherwise let every process silently train alone; so it is asked for here.
+    And they insist on the backend even where there is one process only, or where the old one chose its own.
+
+    Args:
+        cpu: stay on the CPU.
+        backend: who carries messages between GPU processes; CPU processes use MPI or else gloo.
+        **options: what else `PartialState` takes, such as `timeout`.
+    """
+    if version.parse(accelerate_version) <= version.parse("0.21.0"):
+        return PartialState(cpu=cpu, backend=backend, **options)
+    has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available() or is_torch_tpu_available()
+    rank_counts = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+    rank_count = next((int(os.environ[name]) for name in rank_counts if name in os.environ), 1)
+    cpu = cpu or (rank_count > 1 and not has_accelerator)
+    was_launched_on_gpu = has_accelerator and not cpu and int(os.environ.get("LOCAL_RANK", -1)) != -1
+    return PartialState(cpu=cpu, backend=backend if was_launched_on_gpu else None, **options)
 
 
 # -- optimizers and schedulers ------------------------------------------------------------------------
