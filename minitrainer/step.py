@@ -94,10 +94,16 @@ class StepMixin(Attributes):
 
         Raises:
             ValueError: if the batch is empty: the model takes none of the columns of the data set.
+            TypeError: if there is no batch at all.
 
         Source: trainer.py 2593-2609
         """
         inputs = self._prepare_input(inputs)
+        if inputs is None:
+            raise TypeError(
+                "object of type 'NoneType' has no len(): the data loader gave no batch. With `dataloader_drop_last` a"
+                " data set needs at least one full batch."
+            )
         if len(inputs) == 0:
             raise ValueError(
                 "The batch received was empty, your model won't be able to train on it. Double-check that your "
