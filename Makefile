@@ -49,6 +49,18 @@ lint: $(VENV)/ready-test ## ruff and mypy
 wheel: $(VENV)/ready-test ## build the wheel, install it into an empty environment, run run_glue there
 	PYTHON=$(BIN)/python tests/wheel.sh
 
+# ---- heavier proofs: one target each ---------------------------------------------
+
+REFERENCE = $(BIN)/python -m minitrainer.trace.upstream 4.31.0 --
+
+.PHONY: traces
+traces: $(VENV)/ready ## record the specification anew from the real 4.31.0
+	$(BIN)/python -m minitrainer.trace.specification
+
+.PHONY: shapes
+shapes: $(VENV)/ready-test ## 10,000 random run shapes: expected events against the real 4.31.0 (half an hour)
+	MINITRAINER_SHAPES=10000 MINITRAINER_SEED=$${SEED:-1} $(REFERENCE) -m pytest -s -q tests/trace/test_expected.py
+
 # ---- housekeeping ---------------------------------------------------------------
 
 .PHONY: clean

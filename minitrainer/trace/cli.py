@@ -31,11 +31,12 @@ COMMANDS = {
 EPILOG = """\
 examples:
   {program} run_glue
-  {program} run_glue --trainer transformers==4.31.0 --logging_steps 10 --only callbacks
+  {program} run_glue --trainer transformers==4.31.0
+  {program} run_glue --max_steps 8 --only loss
   {program} run_glue --nproc 2
-  {program} my_training_script.py --its --own arguments
-  torchrun --nproc_per_node 2 -m minitrainer.trace my_training_script.py
-  {program} show runs/run_glue-20260101-120000 --step 3..5
+  {program} my_script.py --its --own arguments
+  torchrun --nproc_per_node 2 -m minitrainer.trace my_script.py
+  {program} show runs/FOLDER --step 3..5
 
 `{program} WORD --help` tells more about each word."""
 
@@ -64,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     what = words[_position_of_what(words)] if _position_of_what(words) < len(words) else None
     if what is None:
-        _top_parser().parse_args(words or ["--help"])
+        if not words or words[-1] in ("-h", "--help"):
+            _top_parser().print_help()
+            return 0
         raise UsageError("say what to run or to show: a scenario (run_glue), a script, or a command; see --help")
     if what in COMMANDS:
         module = importlib.import_module(COMMANDS[what][0], __package__)
@@ -119,17 +122,29 @@ def _unknown(what: str) -> str:
 
 
 def _top_parser() -> argparse.ArgumentParser:
-    width = max(map(len, [*scenarios.SCENARIOS, *COMMANDS])) + 2
-    rows = ["run and record:"]
-    rows += [f"  {name:<{width}}{summary}" for name, summary in scenarios.SCENARIOS.items()]
-    rows += [f"  {'SCRIPT.py':<{width}}any script that uses a Trainer, unchanged, with its own arguments"]
-    rows += ["", "commands:"]
-    rows += [f"  {name:<{width}}{summary}" for name, (_, summary) in COMMANDS.items()]
+    import shutil
+    import textwrap
+
+    indent = max(map(len, [*scenarios.SCENARIOS, *COMMANDS])) + 4
+    columns = min(shutil.get_terminal_size().columns, 110)
+
+    def row(name: str, summary: str) -> str:
+        lines = textwrap.wrap(summary, columns - indent)
+        return f"  {name}".ljust(indent) + ("\n" + " " * indent).join(lines)
+
+    rows = [
+        "run and record:",
+        *(row(name, summary) for name, summary in scenarios.SCENARIOS.items()),
+        row("SCRIPT.py", "any script that uses a Trainer, unchanged, with its own arguments"),
+        "",
+        "commands:",
+        *(row(name, summary) for name, (_, summary) in COMMANDS.items()),
+    ]
     return argparse.ArgumentParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [options] WORD [its arguments]",
-        description="Watch transformers.Trainer at work: callbacks, control flags, and where each logged loss comes from.\n\n"
-        + "\n".join(rows),
+        description="Watch transformers.Trainer at work: callbacks, control flags, and where each\n"
+        "logged loss comes from.\n\n" + "\n".join(rows),
         epilog=EPILOG.format(program=PROGRAM),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import scenarios
 from .errors import UsageError
+from .scenarios.flows import FLOWS
 
 DEFAULT_TRAINER = "transformers"
 
@@ -67,7 +68,7 @@ def main(what: str, options_before: list[str], words: list[str]) -> int:
         *rest,
     ]
     began = time.perf_counter()
-    status = _start(command, place, options.nproc)
+    status = _start(command, place, options.nproc, options.trust_checkpoints or _resumes_its_own(what))
     if status == 0 or any(out.glob("rank*.rows")):
         _report(out, options, time.perf_counter() - began)
     return status
@@ -75,7 +76,7 @@ def main(what: str, options_before: list[str], words: list[str]) -> int:
 
 def _parser(what: str, is_scenario: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m minitrainer.trace {what}" if is_scenario else "python -m minitrainer.trace [options] SCRIPT.py",
+        prog="python -m minitrainer.trace " + (what if is_scenario else "[options] SCRIPT.py"),
         description=scenarios.SCENARIOS.get(what, "Run a script unchanged and record every Trainer that it builds."),
         epilog=(
             "Any other --flag goes to the scenario, which takes every field of the library's TrainingArguments:\n"
@@ -93,16 +94,26 @@ def _parser(what: str, is_scenario: bool) -> argparse.ArgumentParser:
         "--trainer",
         metavar="WHICH",
         default=DEFAULT_TRAINER,
-        help="minitrainer, transformers (the installed one) or transformers==VERSION, which runs in an isolated folder "
-        "(see: upstream add). Default: %(default)s",
+        help="minitrainer, transformers (the installed one) or transformers==VERSION, which runs in an isolated "
+        "folder (see: upstream add). Default: %(default)s",
     )
     where.add_argument(
         "--environment",
         metavar="VERSION",
         help="run in the isolated folder of this transformers version, whichever Trainer is watched",
     )
+    ranks = scenarios.RANKS.get(what, 1)
     where.add_argument(
-        "--nproc", type=_count, default=1, metavar="N", help="number of processes (ranks), started by torchrun. Default: 1"
+        "--nproc",
+        type=_count,
+        default=ranks,
+        metavar="N",
+        help=f"number of processes (ranks), started by torchrun. Default: {ranks}",
+    )
+    where.add_argument(
+        "--trust-checkpoints",
+        action="store_true",
+        help="let a version before 4.47 resume: it unpickles whatever the checkpoint holds, so it must be your own",
     )
     where.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the trace goes. Default: a new folder under runs/"
@@ -138,7 +149,7 @@ def _place(trainer: str, environment: str | None) -> Place:
     if library not in ("minitrainer", "transformers"):
         raise UsageError(f"--trainer takes minitrainer, transformers or transformers==VERSION, not {trainer!r}")
     if version and library == "minitrainer":
-        raise UsageError("minitrainer has one version here: to run it on another transformers, add --environment VERSION")
+        raise UsageError("minitrainer has one version here: --environment VERSION runs it on another transformers")
     if version and environment and version != environment:
         raise UsageError(f"--trainer {trainer} and --environment {environment} contradict each other")
     wanted = version or environment
@@ -181,7 +192,7 @@ def _trace_folder(asked: Path | None, name: str) -> Path:
 # -- starting --------------------------------------------------------------------
 
 
-def _start(command: list[str], place: Place, nproc: int) -> int:
+def _start(command: list[str], place: Place, nproc: int, trusts_checkpoints: bool) -> int:
     """Run the worker with `command` and return its exit status."""
     # A launcher (torchrun, accelerate) around us has set the ranks up; more of them inside each would be a mistake.
     if nproc > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -192,10 +203,10 @@ def _start(command: list[str], place: Place, nproc: int) -> int:
         from . import worker
 
         return worker.main(command)
-    launcher = [sys.executable, "-m", "minitrainer.trace.worker"]
+    launcher = ["-m", "minitrainer.trace.worker"]
     if nproc > 1:
         launcher = [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(nproc)),
+            *("-m", "torch.distributed.run", "--nproc_per_node", str(nproc)),
             *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
             *("-m", "minitrainer.trace.worker"),
         ]
@@ -204,10 +215,18 @@ def _start(command: list[str], place: Place, nproc: int) -> int:
         # The child must find this very package also where it is run from a source folder.
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-        return subprocess.run(launcher + command, env=environment, check=False).returncode
+        return subprocess.run([sys.executable, *launcher, *command], env=environment, check=False).returncode
     from . import upstream
 
-    return upstream.run_in(place.version, launcher + command).returncode
+    return upstream.run_in(
+        place.version, launcher + command, add_if_missing=True, resume_own_checkpoints=trusts_checkpoints
+    ).returncode
+
+
+def _resumes_its_own(what: str) -> bool:
+    """Whether the scenario goes on from a checkpoint that it wrote itself a moment before."""
+    flow = FLOWS.get(what)
+    return flow is not None and any(action.startswith("resume") for action in flow.actions)
 
 
 def _free_port() -> int:
