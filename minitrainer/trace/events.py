@@ -262,7 +262,7 @@ class State(Record, tag="state", kw_only=True):
 
 
 class Samples(Record, tag="samples", kw_only=True):
-    """Which samples the micro-batch about to be trained (or evaluated) holds.
+    """Which samples the micro-batch holds that is trained (or evaluated) in the innermost open call.
 
     Attributes:
         rows: number of samples, padding rows of the last batch included.
@@ -322,7 +322,8 @@ class Loss(Record, tag="loss", kw_only=True):
         divided_by: the divisor that leads from `losses[i]` to `micro[i]` exactly in the loss's own precision; None
             where no simple divisor does.
         filtered: positions (in `micro`) of losses that were NaN or infinite and that the Trainer replaced by the
-            average so far (`logging_nan_inf_filter`).
+            average so far (`logging_nan_inf_filter`): it added sum / d instead, with the sum at that moment.
+        filter_divisors: d for each of `filtered`: 1 + steps since the last log at that moment.
         rows: samples in each micro-batch; labels: labels that count in each, where known.
         rank_sum: this rank's running sum of `micro`, in the precision of the loss.
         gathered: the vector of all ranks' sums, as gathered; one element in a run with one process.
@@ -332,6 +333,7 @@ class Loss(Record, tag="loss", kw_only=True):
         logged: the value that was logged, after rounding where the version rounds.
         total_before: `_total_loss_scalar` before `mean` was added to it.
         grad_norms: gradient norms of the steps since the last log that were not readable earlier.
+        dtype: element type of the losses ("float32"); sums are kept in float32 or, for float64 losses, in float64.
         verified: whether the chain above gives exactly `logged`, computed again from the recorded numbers.
     """
 
@@ -340,6 +342,7 @@ class Loss(Record, tag="loss", kw_only=True):
     micro: list[Number]
     divided_by: list[int | None]
     filtered: list[int] = []
+    filter_divisors: list[int] = []
     rows: list[int | None] = []
     labels: list[int | None] = []
     rank_sum: Number
@@ -350,6 +353,7 @@ class Loss(Record, tag="loss", kw_only=True):
     logged: Number
     total_before: Number
     grad_norms: list[Number] = []
+    dtype: str = "float32"
     verified: bool
 
 
@@ -359,7 +363,7 @@ class TrainLoss(Record, tag="train_loss", kw_only=True):
     Attributes:
         total: `_total_loss_scalar` before the rest was added.
         rest: sum of the micro-batches since the last log on this rank (`tr_loss.item()`): it is *not* gathered.
-        micro: the micro-batch losses that `rest` is made of.
+        micro: the micro-batch losses that `rest` is made of; `filtered` and `filter_divisors` as in `Loss`.
         steps: the divisor, `global_step` (also after a resume, when `total` began at zero).
         logged: the value in the metrics of `train`.
         verified: whether (total + rest) / steps gives exactly `logged`.
@@ -368,6 +372,8 @@ class TrainLoss(Record, tag="train_loss", kw_only=True):
     total: Number
     rest: Number
     micro: list[Number]
+    filtered: list[int] = []
+    filter_divisors: list[int] = []
     steps: int
     logged: Number
     verified: bool
@@ -426,6 +432,8 @@ class File(Record, tag="file", kw_only=True):
         path: relative to the output folder, with "/" between its parts. Rank 0 records what all write but the files
             that carry another rank's number; the others record the files that carry theirs.
         size: bytes; None for a removed file and, in the canonical form, for files that hold clock values or paths.
+
+    TensorBoard's event files leave no row: their names hold clock and host, and they grow while they are looked at.
     """
 
     action: str

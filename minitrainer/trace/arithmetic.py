@@ -1,0 +1,259 @@
+"""Where a logged loss comes from: the numbers are taken where the Trainer has them, and checked before they are written.
+
+The rule for devices: on a CPU a number is read at once. On a GPU reading makes the host wait, so tensors of one element
+are kept by reference (or by a copy on the device where the Trainer changes them in place) and read when the Trainer
+itself has just waited: in `log`, right after its own `.item()`.
+
+How a Trainer averages (all versions): each micro-batch's loss, already divided by the accumulation, is added to a
+running sum of one element. At a log the ranks' sums are gathered into a vector; its mean, divided by the steps since
+the last log, is the logged loss. At the end `train_loss` is the total of all those means, plus what is left in this
+rank's running sum, divided by all steps.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from minitrainer.trace import events
+from minitrainer.trace.recorder import number
+
+MOST_PENDING_LOSSES = 65_536
+"""On a GPU each kept loss holds a small block of its memory; a log so far away loses its earliest micro-batches."""
+
+ROUNDED_DIGITS = 4
+"""Decimals of a logged loss up to the 4 series; later versions do not round."""
+
+_FLOAT32 = struct.Struct("f")
+
+
+def round_to_float32(value: float) -> float:
+    """The float32 nearest to `value`. Sums and quotients of two float32 are exact this way: float64 holds more than
+    twice as many digits, so that rounding twice gives what rounding once would."""
+    try:
+        return _FLOAT32.unpack(_FLOAT32.pack(value))[0]
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def read(value: Any) -> float | None:
+    """A kept number: a float already, or a tensor of one element that may be read now."""
+    if value is None or isinstance(value, float):
+        return value
+    return float(value.item())
+
+
+def keep(tensor: Any, on_host: bool) -> Any:
+    """Keep a loss: as a float on a CPU, as a copy on its device elsewhere (nothing waits for it)."""
+    if tensor.numel() != 1:
+        tensor = tensor.detach().mean()  # one loss a card, where one process drives several
+    return float(tensor.item()) if on_host else tensor.detach().clone()
+
+
+class TrainingBook:
+    """The losses of one Trainer since its last log."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.dtype = "float32"
+        self.clear()
+        self.forget_log()
+
+    def clear(self) -> None:
+        """Begin anew after a log."""
+        self.losses: list[Any] = []
+        self.micro: list[Any] = []
+        self.steps_since_log: list[int] = []
+        self.rows: list[int | None] = []
+        self.labels: list[int | None] = []
+        self.grad_norms: list[Any] = []
+        self.lost = 0
+
+    def forget_log(self) -> None:
+        """Forget what was kept for the log that is being made."""
+        self.log_is_due = False
+        self.running_sum: Any = None
+        self.rank_sum: Any = None
+        self.gathered: Any = None
+        self.total_before = 0.0
+        self.step_of_last_log = 0
+
+    def add(self, loss: Any, micro: Any, steps_since_log: int, rows: int | None, labels: int | None) -> None:
+        """Add a micro-batch."""
+        if len(self.micro) >= MOST_PENDING_LOSSES:
+            for values in (self.losses, self.micro, self.steps_since_log, self.rows, self.labels):
+                del values[:1024]  # type: ignore[attr-defined]
+            self.lost += 1024
+        self.losses.append(loss)
+        self.micro.append(micro)
+        self.steps_since_log.append(steps_since_log)
+        self.rows.append(rows)
+        self.labels.append(labels)
+
+    def loss_record(self, step: int, total_after: float, logged: Any, accumulation: int, filters: bool) -> events.Loss:
+        """Derive the logged loss, check every link, and make the record."""
+        losses = [read(value) for value in self.losses]
+        micro = [read(value) for value in self.micro]
+        filtered, divisors = self._filtered(micro, filters)
+        rank_sum = read(self.rank_sum)
+        gathered = self.gathered
+        if gathered is not None and not isinstance(gathered, list):
+            gathered = gathered.reshape(-1).tolist()
+        steps = step - self.step_of_last_log
+        mean = self._mean(gathered)
+        if mean is None:
+            mean = total_after - self.total_before
+        quotient = mean / steps if steps else None
+        logged = float(logged)
+        verified = (
+            self.lost == 0
+            and bool(gathered)
+            and same(self.total_before + mean, total_after)
+            and quotient is not None
+            and (same(quotient, logged) or same(round(quotient, ROUNDED_DIGITS), logged))
+            and rank_sum is not None
+            and any(same(rank_sum, value) for value in gathered or ())
+            and same(self._sum(micro, filtered, divisors), rank_sum)
+        )
+        return events.Loss(
+            step=step,
+            losses=[_number(value) for value in losses],
+            micro=[_number(value) for value in micro],
+            divided_by=[self._divisor(loss, part, accumulation) for loss, part in zip(losses, micro)],
+            filtered=filtered,
+            filter_divisors=divisors,
+            rows=self.rows,
+            labels=self.labels,
+            rank_sum=_number(rank_sum),
+            gathered=[_number(value) for value in gathered or []],
+            mean=_number(mean),
+            steps=steps,
+            quotient=_number(quotient),
+            logged=number(logged),
+            total_before=number(self.total_before),
+            grad_norms=[_number(read(value)) for value in self.grad_norms],
+            dtype=self.dtype,
+            verified=verified,
+        )
+
+    def train_loss_record(self, step: int, logged: Any, filters: bool) -> events.TrainLoss:
+        """Derive `train_loss`."""
+        micro = [read(value) for value in self.micro]
+        filtered, divisors = self._filtered(micro, filters)
+        rest = read(self.running_sum)
+        if rest is None:
+            rest = self._sum(micro, filtered, divisors)
+        logged = float(logged)
+        derived = (self.total + rest) / max(step, 0.001)
+        return events.TrainLoss(
+            total=number(self.total),
+            rest=number(rest),
+            micro=[_number(value) for value in micro],
+            filtered=filtered,
+            filter_divisors=divisors,
+            steps=step,
+            logged=number(logged),
+            verified=self.lost == 0
+            and same(derived, logged)
+            and same(self._sum(micro, filtered, divisors), rest),
+        )
+
+    def _filtered(self, micro: list[float | None], filters: bool) -> tuple[list[int], list[int]]:
+        """Positions of the losses that the Trainer replaced, and the divisors of what it added instead."""
+        if not filters:
+            return [], []
+        positions = [i for i, value in enumerate(micro) if value is not None and value - value != 0]
+        return positions, [1 + self.steps_since_log[i] for i in positions]
+
+    def _sum(self, micro: list[float | None], filtered: list[int], divisors: list[int]) -> float:
+        """The running sum, rounded after every addition as the Trainer's tensor is."""
+        rounded = float if self.dtype == "float64" else round_to_float32
+        replaced = dict(zip(filtered, divisors))
+        total = 0.0
+        for i, value in enumerate(micro):
+            if i in replaced:
+                total = rounded(total + rounded(total / replaced[i]))
+            elif value is not None:
+                total = rounded(total + value)
+        return total
+
+    def _mean(self, gathered: list[float] | None) -> float | None:
+        if not gathered:
+            return None
+        if len(gathered) == 1:
+            return gathered[0]
+        import torch  # in use already: the numbers came from it
+
+        dtype = torch.float64 if self.dtype == "float64" else torch.float32
+        return float(torch.tensor(gathered, dtype=dtype).mean().item())
+
+    def _divisor(self, loss: float | None, micro: float | None, accumulation: int) -> int | None:
+        """The whole number that leads from a loss to what `training_step` returned, exactly."""
+        if loss is None or micro is None:
+            return None
+        for divisor in (accumulation, 1):
+            if any(same(quotient, micro) for quotient in self._quotients(loss, divisor)):
+                return divisor
+        return None
+
+    def _quotients(self, loss: float, divisor: int) -> list[float]:
+        """What the loss's element type makes of loss / divisor; a GPU multiplies by the reciprocal instead."""
+        if divisor == 1 or loss - loss != 0:
+            return [loss]
+        if self.dtype == "float64":
+            return [loss / divisor]
+        if self.dtype == "float32":
+            return [round_to_float32(loss / divisor), round_to_float32(loss * round_to_float32(1.0 / divisor))]
+        import torch
+
+        dtype = getattr(torch, self.dtype, torch.float32)
+        return [float((torch.tensor(loss, dtype=dtype) / divisor).item())]
+
+
+class EvaluationBook:
+    """The losses of one evaluation, and how far its gathers came."""
+
+    def __init__(self) -> None:
+        self.losses: list[Any] = []
+        self.rows: list[int] = []
+        self.gathered = 0
+        self.kept = 0
+        self.expected: list[str] = []
+        self.dtype = "float32"
+
+    def record(self, key: str, logged: Any, world_size: int) -> events.EvalLoss:
+        """Derive the logged evaluation loss and make the record."""
+        losses = [read(value) for value in self.losses]
+        rows = self.rows or [1] * len(losses)
+        mean: float | None = None
+        verified: bool | None = None
+        if world_size == 1 and losses and len(rows) == len(losses) and None not in losses:
+            import numpy
+
+            vector = numpy.repeat(numpy.array(losses, dtype=self.dtype if self.dtype == "float64" else "float32"), rows)[: self.kept or None]
+            mean = float(vector.mean())
+            verified = same(mean, float(logged))
+        return events.EvalLoss(
+            key=key,
+            losses=[_number(value) for value in losses],
+            rows=rows,
+            gathered=self.gathered,
+            kept=self.kept,
+            mean=_number(mean),
+            logged=number(float(logged)),
+            verified=verified,
+        )
+
+
+def same(a: float | None, b: float | None) -> bool:
+    """Whether two numbers are the same to the last bit; NaN is the same as NaN."""
+    if a is None or b is None:
+        return a is b
+    return a == b or (a != a and b != b)
+
+
+def _number(value: float | None) -> events.Number:
+    return None if value is None else number(value)
+
+
+# Read next: output_files.py, what happens in the output folder.

@@ -1,0 +1,173 @@
+"""How an attribute is replaced so that nobody notices, and put back.
+
+Only attributes of classes are replaced (and one of a module, see probes.py), never attributes of objects: whoever looks
+at, copies or pickles a Trainer or a callback finds it as it was. Code that is not a Trainer's costs nothing at all.
+
+A wrapper has the exact signature of what it wraps, compiled for it. That is faster than `*args, **kwargs` (no tuple, no
+dict), and upstream looks at signatures of user code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable
+from types import CodeType, FunctionType, TracebackType
+from typing import Any
+
+SOURCE_NAME = "<minitrainer.trace wrapper>"
+"""File name of compiled wrappers, by which their frames are known in a traceback."""
+
+_MISSING = object()
+
+
+class Patches:
+    """Replaced attributes, in order, with the way back."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[Any, str, Any, Any]] = []
+
+    def replace(self, owner: Any, name: str, new: Any) -> None:
+        """Set `owner.name` to `new` and remember what was there (also that nothing was)."""
+        self._undo.append((owner, name, vars(owner).get(name, _MISSING), new))
+        setattr(owner, name, new)
+
+    def undo(self) -> None:
+        """Put everything back, the last one first.
+
+        An attribute that somebody replaced again in the meantime is left to them: our wrapper inside theirs passes
+        everything through once its recorder is closed.
+        """
+        while self._undo:
+            owner, name, old, new = self._undo.pop()
+            if vars(owner).get(name) is not new:
+                continue
+            if old is _MISSING:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, old)
+
+
+def innermost(function: Any) -> Any:
+    """Follow `__wrapped__` through our own wrappers only: the function that somebody else defined."""
+    while isinstance(function, FunctionType) and function.__code__.co_filename == SOURCE_NAME:
+        function = function.__wrapped__  # type: ignore[attr-defined]
+    return function
+
+
+_compiled: dict[tuple[str, ...], CodeType] = {}
+
+
+def wrapper_of(
+    function: FunctionType, template: str, names: dict[str, Any], argument: tuple[int, str] = (1, "")
+) -> FunctionType:
+    """Compile a wrapper with the signature of `function`.
+
+    Args:
+        function: what is wrapped.
+        template: body of the wrapper, one statement a line, indented by four. `{call}` becomes the call of the original
+            with all its arguments, `{self}` the expression of its first argument, `{argument}` that of `argument`.
+        names: what the body refers to, by names that start with `_t_`.
+        argument: position and name of the argument that the body looks at. Position 1 is the one after `self`.
+    """
+    parameters, arguments, first = _signature(function.__code__)
+    wanted = _argument(function.__code__, *argument)
+    key = (template, parameters, function.__name__, wanted)
+    code = _compiled.get(key)
+    if code is None:
+        body = template.format(call=f"_t_original({arguments})", self=first, argument=wanted)
+        source = f"def wrapper({parameters}):\n{body}"
+        module = compile(source, SOURCE_NAME, "exec")
+        code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
+        _compiled[key] = code = code.replace(co_name=function.__name__)
+    wrapper = FunctionType(code, {"_t_original": function, "__builtins__": __builtins__, **names}, function.__name__)
+    wrapper.__defaults__ = function.__defaults__
+    wrapper.__kwdefaults__ = function.__kwdefaults__
+    wrapper.__qualname__ = function.__qualname__
+    wrapper.__module__ = function.__module__
+    wrapper.__doc__ = function.__doc__
+    wrapper.__dict__.update(function.__dict__)
+    wrapper.__annotations__ = function.__annotations__
+    wrapper.__wrapped__ = function  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _signature(code: CodeType) -> tuple[str, str, str]:
+    """Parameters and arguments of a code object, as text, and the expression of its first argument.
+
+    Default values are not in the text. They come from `__defaults__`, which CPython looks at when it calls.
+    """
+    names = list(code.co_varnames)
+    positional, keyword_only = code.co_argcount, code.co_kwonlyargcount
+    parameters: list[str] = []
+    arguments: list[str] = []
+    for i, name in enumerate(names[:positional]):
+        parameters.append(name)
+        arguments.append(name)
+        if code.co_posonlyargcount and i + 1 == code.co_posonlyargcount:
+            parameters.append("/")
+    next_name = positional + keyword_only
+    variadic = ""
+    if code.co_flags & inspect.CO_VARARGS:
+        variadic = names[next_name]
+        parameters.append(f"*{variadic}")
+        arguments.append(f"*{variadic}")
+        next_name += 1
+    elif keyword_only:
+        parameters.append("*")
+    for name in names[positional : positional + keyword_only]:
+        parameters.append(name)
+        arguments.append(f"{name}={name}")
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        parameters.append(f"**{names[next_name]}")
+        arguments.append(f"**{names[next_name]}")
+    first = names[0] if positional else f"({variadic} or (None,))[0]" if variadic else "None"
+    return ", ".join(parameters), ", ".join(arguments), first
+
+
+def _argument(code: CodeType, position: int, name: str) -> str:
+    """Expression of one argument inside a wrapper; "None" where this signature can't hold it."""
+    names = code.co_varnames
+    named = names[: code.co_argcount + code.co_kwonlyargcount]
+    if name in named:
+        return name
+    if position < code.co_argcount:
+        return names[position]
+    expression = "None"
+    next_name = len(named)
+    if code.co_flags & inspect.CO_VARARGS:
+        variadic, index = names[next_name], position - code.co_argcount
+        expression = f"({variadic}[{index}] if len({variadic}) > {index} else None)"
+        next_name += 1
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        expression = f"({names[next_name]}[{name!r}] if {name!r} in {names[next_name]} else {expression})"
+    return expression
+
+
+def unlink_wrappers(traceback: TracebackType | None) -> None:
+    """Take the frames of our wrappers out of a traceback, so that it reads as it would without the trace.
+
+    The first entry can't be taken out from inside (it is the one that is being raised through).
+    """
+    while traceback is not None:
+        following = traceback.tb_next
+        while following is not None and following.tb_frame.f_code.co_filename == SOURCE_NAME:
+            following = following.tb_next
+        if following is not traceback.tb_next:
+            traceback.tb_next = following
+        traceback = following
+
+
+linecache.cache[SOURCE_NAME] = (1, None, ["the original is called here\n"], SOURCE_NAME)
+
+
+def is_plain_function(value: Any) -> bool:
+    """Whether a class attribute is a function whose call can be wrapped (no generator, no coroutine)."""
+    return isinstance(value, FunctionType) and not value.__code__.co_flags & (
+        inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
+    )
+
+
+Hook = Callable[..., Any]
+
+# Read next: authors.py, who wrote a flag.

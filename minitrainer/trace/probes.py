@@ -1,0 +1,1300 @@
+"""The probes: what is hooked on a Trainer, and what each hook writes down.
+
+Nothing in a Trainer is edited. While an `Observer` is attached, these attributes are replaced, and put back after it:
+
+    Trainer and its subclasses    every function that a class of the method resolution order defines
+    CallbackHandler               call_event, add_callback
+    callback classes              the on_* methods they override
+    TrainerControl, TrainerState  __setattr__
+    Accelerator                   clip_grad_norm_, gather, gather_for_metrics
+    AcceleratedOptimizer          step
+    the scheduler's class         step
+    DataLoader's iterator         __next__, _next_index
+    two module functions          transformers.trainer.nested_gather (since the 5 series, in place of a method),
+                                  accelerate.data_loader.send_to_device (only where there is a GPU)
+
+A hook first asks whether the object is the observed one, and on the thread that is observed; if not, it calls the
+original and that is all. What a version lacks is listed in the head (`unhooked`). An error inside a hook becomes a
+`Note`; it never reaches the training.
+
+`PROBES` is the table of what happens around which method. A version that renames or moves one of them needs a line
+there and no other change.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+import zlib
+from _thread import get_ident
+from collections.abc import Callable, Iterator
+from time import perf_counter_ns
+from types import FrameType
+from typing import Any, NamedTuple
+
+from minitrainer.trace import events
+from minitrainer.trace.arguments import describe_arguments, reduce_paths
+from minitrainer.trace.arithmetic import EvaluationBook, TrainingBook, keep
+from minitrainer.trace.authors import CALLBACK as BY_CALLBACK
+from minitrainer.trace.authors import HANDLER as BY_HANDLER
+from minitrainer.trace.authors import TRAINER as BY_TRAINER
+from minitrainer.trace.authors import Authors
+from minitrainer.trace.batches import Batches
+from minitrainer.trace.events import FLAGS
+from minitrainer.trace.output_files import OutputFolder, checkpoint_name
+from minitrainer.trace.patching import Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
+from minitrainer.trace.recorder import Recorder, number, plain
+from minitrainer.trace.rows import (
+    CALL,
+    CALLBACK,
+    CALLBACK_END,
+    CODES,
+    EVENT,
+    EVENT_END,
+    FLAG,
+    PUBLIC_METHODS,
+    RAISE,
+    RETURN,
+    STATE,
+)
+
+LIBRARIES = ("transformers", "minitrainer")
+"""Top-level packages whose class named `Trainer` can be observed."""
+
+FLAG_BITS = {flag: 1 << i for i, flag in enumerate(FLAGS)}
+FLAG_POSITIONS = {flag: i for i, flag in enumerate(FLAGS)}
+
+UNWATCHED_STATE_FIELDS = frozenset({"log_history", "stateful_callbacks"})
+"""`log_history` only ever grows, by what `Log` records say; the other holds whole objects."""
+
+RECURSIVE_METHODS = frozenset({"_prepare_input"})
+"""Methods that call themselves for every nested tensor: only the outermost call leaves rows."""
+
+LONGEST_MESSAGE = 300
+
+SAMPLES, GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE, FOCUS = (
+    CODES[kind]
+    for kind in (
+        events.Samples,
+        events.GradNorm,
+        events.OptimizerStep,
+        events.SchedulerStep,
+        events.Gather,
+        events.Log,
+        events.File,
+        events.Rng,
+        events.Note,
+        events.Focus,
+    )
+)
+
+# -- bodies of the wrappers; `{call}` is the original with all its arguments ------------------------
+
+METHOD = """\
+    if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread:
+        if not _t_admit({self}):
+            return {call}
+    _t_enter(1, _t_name or _t_define())
+    _t_watch.open_calls += 1
+    try:
+        _t_result = {call}
+    except BaseException as _t_error:
+        _t_failed(_t_error)
+        raise
+    _t_watch.open_calls -= 1
+    _t_leave(2)
+    return _t_result
+"""
+
+PROBED_METHOD = """\
+    if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread:
+        if not _t_admit({self}):
+            return {call}
+    _t_enter(1, _t_name or _t_define())
+    _t_watch.open_calls += 1
+    _t_token = _t_before({self}, {argument})
+    try:
+        _t_result = {call}
+    except BaseException as _t_error:
+        _t_after({self}, _t_token, None)
+        _t_failed(_t_error)
+        raise
+    _t_after({self}, _t_token, _t_result)
+    _t_watch.open_calls -= 1
+    _t_leave(2)
+    return _t_result
+"""
+
+RECURSIVE_METHOD = """\
+    if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread or _t_watch.in_recursion:
+        if _t_watch.in_recursion or not _t_admit({self}):
+            return {call}
+    _t_enter(1, _t_name or _t_define())
+    _t_watch.open_calls += 1
+    _t_watch.in_recursion = True
+    try:
+        _t_result = {call}
+    except BaseException as _t_error:
+        _t_failed(_t_error)
+        raise
+    finally:
+        _t_watch.in_recursion = False
+    _t_watch.open_calls -= 1
+    _t_leave(2)
+    return _t_result
+"""
+
+STATIC_METHOD = """\
+    if not _t_watch.open_calls or _t_ident() != _t_watch.thread:
+        return {call}
+    _t_enter(1, _t_name or _t_define())
+    _t_watch.open_calls += 1
+    try:
+        _t_result = {call}
+    except BaseException as _t_error:
+        _t_failed(_t_error)
+        raise
+    _t_watch.open_calls -= 1
+    _t_leave(2)
+    return _t_result
+"""
+
+CONSTRUCTOR = """\
+    if not _t_building({self}):
+        return {call}
+    _t_enter(1, _t_name or _t_define())
+    _t_watch.open_calls += 1
+    try:
+        {call}
+    except BaseException as _t_error:
+        _t_failed(_t_error)
+        raise
+    _t_watch.open_calls -= 1
+    _t_built({self})
+    _t_leave(2)
+"""
+
+CALLBACK_METHOD = """\
+    if not _t_callback_begins({self}):
+        return {call}
+    try:
+        _t_result = {call}
+    except BaseException as _t_error:
+        _t_callback_failed(_t_error)
+        raise
+    _t_callback_ends(_t_result)
+    return _t_result
+"""
+
+AROUND = """\
+    _t_token = _t_before({self}, {argument})
+    try:
+        _t_result = {call}
+    except BaseException:
+        _t_after({self}, _t_token, None)
+        raise
+    _t_after({self}, _t_token, _t_result)
+    return _t_result
+"""
+
+
+class Watched:
+    """What is known of one observed Trainer.
+
+    The Trainer is referred to weakly: a script that drops it gets its memory back.
+    """
+
+    def __init__(self, trainer: Any, number: int):
+        self.number = number
+        self.ref = weakref.ref(trainer)
+        self.announced = False
+        self.control_id = 0
+        self.flags = 0
+        self.lowered_by_handler = 0
+        self.state_id = 0
+        self.state_values: dict[str, Any] = {}
+        self.callbacks_seen = -1
+        self.training = TrainingBook()
+        self.evaluation: EvaluationBook | None = None
+        self.folder: OutputFolder | None = None
+        self.on_host = True
+        self.label_name = "labels"
+        self.log_length = -1
+        self.world_size = 1
+
+
+class Observer:
+    """Hooks Trainers and writes what they do to a recorder.
+
+    Args:
+        target: the only Trainer to observe; None observes every Trainer that is built.
+
+    Attributes:
+        hooks, unhooked: what was found, for the head.
+        trainer_id: `id` of the Trainer in focus, 0 for none. Wrappers compare with it before anything else.
+        open_calls: calls that were entered and not left.
+    """
+
+    def __init__(self, target: Any = None):
+        self.recorder: Recorder
+        self.patches = Patches()
+        self.authors = Authors()
+        self.hooks: list[str] = []
+        self.unhooked: dict[str, str] = {}
+        self.thread = get_ident()
+        self.trainer_id = 0
+        self.open_calls = 0
+        self.in_recursion = False
+        self.current: Watched | None = None
+        self._target_id = id(target) if target is not None else 0
+        self._watched: dict[int, Watched] = {}
+        self._trainers_seen = 0
+        self._classes_done: set[type] = set()
+        self._callback_classes_done: set[type] = set()
+        self._scheduler_classes_done: set[type] = set()
+        self._troubles: set[str] = set()
+        self._closed = False
+        # the event that is being called: its handler's control object and the callback that is running
+        self.event_control: Any = None
+        self.callback_class: type | None = None
+        self._foreign_writes: dict[tuple[int, str], Any] = {}
+        self._in_training_step = 0
+        self._in_prediction_step = 0
+        self._loss: Any = None
+        self._batch: tuple[int | None, int | None] = (None, None)
+        self._gather_rows: int | None = None
+        import torch
+
+        self.torch = torch
+        self.batches = Batches(torch)
+
+    # -- which Trainer ------------------------------------------------------------------
+
+    def admit(self, trainer: Any) -> bool:
+        """Decide whether a call on `trainer` is recorded, and turn the focus to it."""
+        if self._closed or get_ident() != self.thread:
+            return False
+        if id(trainer) == self.trainer_id:
+            return True
+        watched = self._watched.get(id(trainer))
+        if watched is None:
+            if self._target_id or trainer is None or not hasattr(trainer, "callback_handler"):
+                return False
+            watched = self.watch(trainer)  # built before the trace began
+        self._focus(watched)
+        if not watched.announced:
+            self.announce(watched)
+        return True
+
+    def watch(self, trainer: Any) -> Watched:
+        """Begin to follow a Trainer."""
+        key = id(trainer)
+        watched = self._watched[key] = Watched(trainer, self._trainers_seen)
+        self._trainers_seen += 1
+
+        def forget(_: Any) -> None:
+            self._watched.pop(key, None)
+            if self.trainer_id == key:
+                self.trainer_id = 0
+
+        watched.ref = weakref.ref(trainer, forget)
+        return watched
+
+    def _focus(self, watched: Watched) -> None:
+        trainer = watched.ref()
+        self.trainer_id = id(trainer)
+        if self.current is not watched and (self.current is not None or watched.number):
+            self.recorder.put(FOCUS, (watched.number,))
+        self.current = watched
+
+    def announce(self, watched: Watched) -> None:
+        """Write down what this Trainer is, once it is built."""
+        trainer = watched.ref()
+        watched.announced = True
+        model = getattr(trainer, "model", None)
+        args = trainer.args
+        device = getattr(getattr(args, "device", None), "type", "")
+        watched.on_host = device in ("", "cpu")
+        watched.world_size = int(getattr(args, "world_size", 1) or 1)
+        label_names = getattr(trainer, "label_names", None) or ["labels"]
+        watched.label_name = label_names[0]
+        watched.folder = OutputFolder(args.output_dir, int(getattr(args, "process_index", 0) or 0))
+        handler = trainer.callback_handler
+        self.recorder.record(
+            events.TrainerBegin(
+                trainer=watched.number,
+                classes=[f"{cls.__module__}.{cls.__qualname__}" for cls in self._trainer_classes(type(trainer))],
+                model=type(model).__name__,
+                device=device,
+                arguments=describe_arguments(args),
+                callbacks=[(type(cb).__name__, self._overridden_events(type(cb))) for cb in handler.callbacks],
+            )
+        )
+        self._adopt_control(watched, trainer.control)
+        self._adopt_state(watched, trainer.state)
+        self._instrument_callbacks(watched, handler)
+        for name in sorted(PUBLIC_METHODS & vars(trainer).keys()):
+            self.note(f"{name} was replaced on the Trainer object itself; its calls are not recorded")
+
+    def building(self, trainer: Any) -> bool:
+        """A constructor of a Trainer class was entered."""
+        if self._closed or get_ident() != self.thread or self._target_id:
+            return False
+        self.instrument_trainer_class(type(trainer))
+        watched = self._watched.get(id(trainer)) or self.watch(trainer)
+        self._focus(watched)
+        return True
+
+    def built(self, trainer: Any) -> None:
+        """A constructor has returned; the outermost one has the finished Trainer."""
+        watched = self._watched.get(id(trainer))
+        if watched is not None and not watched.announced and hasattr(trainer, "control"):
+            self.announce(watched)
+
+    def note(self, text: str) -> None:
+        self.recorder.put(NOTE, (text,))
+
+    def trouble(self, where: str, error: Exception) -> None:
+        """A hook failed: say so once, and go on."""
+        if where not in self._troubles:
+            self._troubles.add(where)
+            try:
+                self.note(f"the hook at {where} failed ({type(error).__name__}: {plain(str(error))}); its rows are missing")
+            except Exception:  # nothing of ours may reach the training
+                pass
+
+    # -- calls ------------------------------------------------------------------------------
+
+    def failed(self, error: BaseException) -> None:
+        """A call is left by an exception."""
+        self.open_calls -= 1
+        self._raise(error)
+
+    def _raise(self, error: BaseException) -> None:
+        try:
+            message = reduce_paths(str(error))[:LONGEST_MESSAGE]
+        except Exception:
+            message = ""
+        self.recorder.put(RAISE, (self.recorder.name(type(error).__name__), message))
+        unlink_wrappers(error.__traceback__)
+
+    # -- events and callbacks ------------------------------------------------------------------
+
+    def hook_handler(self, handler_class: type) -> None:
+        """Hook the callback handler's class."""
+        original = handler_class.call_event  # type: ignore[attr-defined]
+        for name, value in vars(handler_class).items():
+            self.authors.know(value, handler_class.__name__, BY_HANDLER)
+        watch, put, leave, name_of = self, self.recorder.put, self.recorder.leave, self.recorder.name
+        event_ids: dict[str, int] = {}
+
+        def call_event(self: Any, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            watched = watch.current
+            trainer = watched.ref() if watched is not None else None
+            if trainer is None or getattr(trainer, "callback_handler", None) is not self or watch.trainer_id == 0:
+                if not watch.admit_handler(self):
+                    return original(self, event, args, state, control, **kwargs)
+            elif get_ident() != watch.thread:
+                return original(self, event, args, state, control, **kwargs)
+            watched = watch.current
+            outer = watch.event_control, watch.callback_class
+            try:
+                watch.event_begins(watched, event, state, control, self)
+                epoch = state.epoch
+                lowered, watched.lowered_by_handler = watched.lowered_by_handler, 0
+                number = event_ids.get(event) or event_ids.setdefault(event, name_of(event))
+                epoch = None if epoch is None else float(epoch)
+                put(EVENT, (number, state.global_step, epoch, lowered, watched.flags))
+            except Exception as error:
+                watch.trouble("call_event", error)
+                return original(self, event, args, state, control, **kwargs)
+            watch.event_control, watch.callback_class = control, None
+            try:
+                result = original(self, event, args, state, control, **kwargs)
+            except BaseException as error:
+                watch._raise(error)
+                raise
+            finally:
+                watch.event_control, watch.callback_class = outer
+            put(EVENT_END, (watched.flags,))
+            return result
+
+        call_event.__wrapped__ = original  # type: ignore[attr-defined]
+        call_event.__qualname__ = original.__qualname__
+        call_event.__module__ = original.__module__
+        call_event.__doc__ = original.__doc__
+        call_event.__code__ = call_event.__code__.replace(co_filename="<minitrainer.trace wrapper>")
+        self.patches.replace(handler_class, "call_event", call_event)
+        add_callback = vars(handler_class).get("add_callback")
+        if is_plain_function(add_callback):
+            names = {"_t_before": self._nothing, "_t_after": self.guarded(self._callback_was_added)}
+            self.patches.replace(handler_class, "add_callback", wrapper_of(add_callback, AROUND, names))
+
+    def admit_handler(self, handler: Any) -> bool:
+        """Find the observed Trainer that a callback handler belongs to, and turn the focus to it."""
+        if self._closed or get_ident() != self.thread:
+            return False
+        for watched in list(self._watched.values()):
+            trainer = watched.ref()
+            if trainer is not None and getattr(trainer, "callback_handler", None) is handler:
+                self._focus(watched)
+                return True
+        return False
+
+    def event_begins(self, watched: Watched, event: str, state: Any, control: Any, handler: Any) -> None:
+        """What has to be looked at before the callbacks run."""
+        if not watched.announced:
+            self.announce(watched)
+        elif len(handler.callbacks) != watched.callbacks_seen or event == "on_train_begin":
+            self._instrument_callbacks(watched, handler)
+        if id(control) != watched.control_id:
+            self._replace_control(watched, control, self.authors.caller(sys._getframe(2), BY_TRAINER))
+        elif _bits(control) != watched.flags:
+            self._flags_bypassed(watched, control, self.authors.caller(sys._getframe(2), BY_TRAINER))
+        if id(state) != watched.state_id:
+            self._replace_state(watched, state, self.authors.caller(sys._getframe(2), BY_TRAINER))
+        if event == "on_log":
+            self._log_entry(watched, state)
+        elif event == "on_train_begin":
+            self._hook_scheduler(watched)
+        elif event == "on_train_end":
+            self._scan(watched)
+
+    def _callback_was_added(self, handler: Any, token: Any, result: Any) -> None:
+        watched = self.current
+        trainer = watched.ref() if watched is not None else None
+        if watched is not None and trainer is not None and getattr(trainer, "callback_handler", None) is handler:
+            self._instrument_callbacks(watched, handler)
+
+    def _instrument_callbacks(self, watched: Watched, handler: Any) -> None:
+        """Hook the classes of callbacks that are new."""
+        watched.callbacks_seen = len(handler.callbacks)
+        for callback in handler.callbacks:
+            cls = type(callback)
+            if cls not in self._callback_classes_done:
+                self._callback_classes_done.add(cls)
+                self._instrument_callback_class(cls)
+
+    def _instrument_callback_class(self, cls: type) -> None:
+        names = {
+            "_t_callback_begins": self.callback_begins,
+            "_t_callback_failed": self.callback_failed,
+            "_t_callback_ends": self.callback_ends,
+        }
+        for base in _own_callback_classes(cls):
+            for name, value in list(vars(base).items()):
+                self.authors.know(value, base.__name__, BY_CALLBACK)
+                if base in self._classes_done or not name.startswith("on_"):
+                    continue
+                if is_plain_function(value):
+                    self.patches.replace(base, name, wrapper_of(value, CALLBACK_METHOD, names))
+                elif callable(value):
+                    self.note(f"{base.__name__}.{name} is not a plain function; its calls are not recorded")
+            self._classes_done.add(base)
+
+    def callback_begins(self, callback: Any) -> bool:
+        """A callback's method was entered; True if the handler called it (and not another method)."""
+        if self.event_control is None or self.callback_class is not None or get_ident() != self.thread:
+            return False
+        self.callback_class = cls = type(callback)
+        self.recorder.enter(CALLBACK, self.recorder.name(cls.__name__))
+        return True
+
+    def callback_ends(self, result: Any) -> None:
+        """A callback has returned: did it change the flags behind our back, or hand back another control object?"""
+        watched, control = self.current, self.event_control
+        cls, self.callback_class = self.callback_class, None
+        if watched is None or cls is None:
+            return
+        if result is not None and result is not control and result is not self.event_control:
+            try:
+                if _bits(control) != watched.flags and id(control) == watched.control_id:
+                    self._flags_bypassed(watched, control, cls.__name__)
+                self._replace_control(watched, result, self._callback_author(cls))
+                self.event_control = result
+            except Exception as error:
+                self.trouble("replaced control", error)
+            self.recorder.put(CALLBACK_END, (1,))
+            return
+        if control is not None and _bits(control) != watched.flags:
+            self._flags_bypassed(watched, control, self._callback_author(cls))
+        self.recorder.leave(CALLBACK_END)
+
+    def callback_failed(self, error: BaseException) -> None:
+        self.callback_class = None
+        self._raise(error)
+
+    def _callback_author(self, cls: type) -> str:
+        """Name the callback's method that has just returned: the wrapper that calls us has its name."""
+        return f"{cls.__name__}.{sys._getframe(2).f_code.co_name}"
+
+    @staticmethod
+    def _overridden_events(cls: type) -> list[str]:
+        """Events whose method a callback class overrides."""
+        own = {name for base in _own_callback_classes(cls) for name in vars(base) if name.startswith("on_")}
+        return sorted(name for name in own if callable(getattr(cls, name, None)))
+
+    # -- flags ---------------------------------------------------------------------------------
+
+    def hook_control(self, control_class: type) -> None:
+        """Hook assignments to control flags."""
+        watch = self
+        original = control_class.__setattr__
+        bits_of_flag = FLAG_BITS
+
+        def __setattr__(self: Any, name: str, value: Any) -> None:
+            watched = watch.current
+            if name not in bits_of_flag or watched is None:
+                return original(self, name, value)
+            if id(self) != watched.control_id:
+                if watch.event_control is not None:
+                    watch.foreign_write(self, name)
+                return original(self, name, value)
+            before = watched.flags & bits_of_flag[name]
+            original(self, name, value)
+            if (not value) is not (not before) and watch.trainer_id:
+                watch.flag_changed(watched, name, not before)
+
+        __setattr__.__code__ = __setattr__.__code__.replace(co_filename="<minitrainer.trace wrapper>")
+        self.patches.replace(control_class, "__setattr__", __setattr__)
+
+    def flag_changed(self, watched: Watched, flag: str, new: bool) -> None:
+        """An assignment changed a flag of the control object in use."""
+        if get_ident() != self.thread:
+            return
+        started_ns = perf_counter_ns()
+        watched.flags ^= FLAG_BITS[flag]
+        try:
+            cls = self.callback_class
+            site = self.authors.site(sys._getframe(2), cls.__name__ if cls is not None else "")
+            if site.role == BY_HANDLER and not new:
+                watched.lowered_by_handler |= FLAG_BITS[flag]
+            how = "trainer.control" if site.via_attribute and cls is not None else "set"
+            self._put_flag(flag, new, site.by, site.file, site.line, how)
+        except Exception as error:
+            self.trouble("TrainerControl.__setattr__", error)
+        self.recorder.slow_ns += perf_counter_ns() - started_ns
+
+    def foreign_write(self, control: Any, flag: str) -> None:
+        """Remember who writes to a control object that is not in use: a callback may be about to return it."""
+        try:
+            cls = self.callback_class
+            site = self.authors.site(sys._getframe(2), cls.__name__ if cls is not None else "")
+            if len(self._foreign_writes) < 256:
+                self._foreign_writes[id(control), flag] = site
+        except Exception as error:
+            self.trouble("TrainerControl.__setattr__", error)
+
+    def _put_flag(self, flag: str, new: bool, by: str, file: str, line: int, how: str) -> None:
+        recorder = self.recorder
+        site = recorder.name((by, file, line))
+        fields = (FLAG_POSITIONS[flag], int(new), site)
+        recorder.put(FLAG, fields if how == "set" else (*fields, recorder.name(how)))
+
+    def _adopt_control(self, watched: Watched, control: Any) -> None:
+        watched.control_id = id(control)
+        watched.flags = _bits(control)
+
+    def _replace_control(self, watched: Watched, control: Any, by: str) -> None:
+        """Another control object is in use from now on: its flags that differ are changes."""
+        before = watched.flags
+        self._adopt_control(watched, control)
+        for flag, bit in FLAG_BITS.items():
+            if (before ^ watched.flags) & bit:
+                site = self._foreign_writes.get((id(control), flag))
+                file, line = (site.file, site.line) if site is not None else ("", 0)
+                self._put_flag(flag, bool(watched.flags & bit), by, file, line, "replaced")
+        self._foreign_writes.clear()
+
+    def _flags_bypassed(self, watched: Watched, control: Any, by: str) -> None:
+        """Flags changed without an assignment to the attribute."""
+        now = _bits(control)
+        before, watched.flags = watched.flags, now
+        for flag, bit in FLAG_BITS.items():
+            if (before ^ now) & bit:
+                self._put_flag(flag, bool(now & bit), by, "", 0, "__dict__")
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def hook_state(self, state_class: type) -> None:
+        """Hook assignments to the Trainer's state."""
+        watch = self
+        original = state_class.__setattr__
+
+        def __setattr__(self: Any, name: str, value: Any) -> None:
+            original(self, name, value)
+            watched = watch.current
+            if watched is not None and id(self) == watched.state_id and name not in UNWATCHED_STATE_FIELDS:
+                watch.state_changed(watched, name, value)
+
+        __setattr__.__code__ = __setattr__.__code__.replace(co_filename="<minitrainer.trace wrapper>")
+        self.patches.replace(state_class, "__setattr__", __setattr__)
+
+    def state_changed(self, watched: Watched, field: str, value: Any) -> None:
+        if not self.trainer_id or get_ident() != self.thread:
+            return
+        try:
+            kind = type(value)
+            new = value if kind is int or (kind is float and value - value == 0) else _plain_state(value)
+            old = watched.state_values.get(field)
+            if new == old and type(new) is type(old):
+                return
+            watched.state_values[field] = new
+            cls = self.callback_class
+            site = self.authors.site(sys._getframe(2), cls.__name__ if cls is not None else "")
+            name = self.recorder.name
+            self.recorder.put(STATE, (name(field), old, new, name((site.by, site.file, site.line))))
+        except Exception as error:
+            self.trouble("TrainerState.__setattr__", error)
+
+    def _adopt_state(self, watched: Watched, state: Any) -> None:
+        watched.state_id = id(state)
+        watched.state_values = {
+            field: _plain_state(value) for field, value in vars(state).items() if field not in UNWATCHED_STATE_FIELDS
+        }
+
+    def _replace_state(self, watched: Watched, state: Any, by: str) -> None:
+        """Another state object is in use from now on."""
+        before = watched.state_values
+        self._adopt_state(watched, state)
+        name = self.recorder.name
+        for field, new in watched.state_values.items():
+            old = before.get(field)
+            if new != old or type(new) is not type(old):
+                self.recorder.put(STATE, (name(field), old, new, name((by, "", 0)), name("replaced")))
+
+    # -- Trainer classes -------------------------------------------------------------------------
+
+    def _trainer_classes(self, cls: type) -> list[type]:
+        """Classes from the object's class up to the library's Trainer."""
+        classes = []
+        for base in cls.__mro__:
+            classes.append(base)
+            if _is_library_trainer(base):
+                break
+        return classes
+
+    def instrument_trainer_class(self, cls: type) -> None:
+        """Hook every function of every class of the method resolution order."""
+        mro = cls.__mro__
+        root = next((i for i, base in enumerate(mro) if _is_library_trainer(base)), len(mro))
+        for i, base in enumerate(mro):
+            if base is object or base in self._classes_done or base.__module__ in ("abc", "typing", "collections.abc"):
+                continue
+            self._classes_done.add(base)
+            part = base.__name__ if i > root else ""
+            owner = mro[root].__name__ if i > root else base.__name__
+            self._instrument_functions(base, owner, part)
+
+    def _instrument_functions(self, base: type, owner: str, part: str) -> None:
+        of_library = base.__module__.partition(".")[0] in LIBRARIES
+        for name, value in list(vars(base).items()):
+            function = value.__func__ if isinstance(value, staticmethod) else value
+            if not is_plain_function(function):
+                continue
+            self.authors.know(function, owner, BY_TRAINER)
+            if name.startswith("__") and not (name == "__init__" and not self._target_id):
+                continue
+            probe = PROBES.get(name)
+            method = (name, owner, part, of_library and name not in PUBLIC_METHODS)
+            names: dict[str, Any] = {
+                "_t_watch": self,
+                "_t_ident": get_ident,
+                "_t_admit": self.admit,
+                "_t_enter": self.recorder.enter,
+                "_t_leave": self.recorder.leave,
+                "_t_failed": self.failed,
+                "_t_name": 0,
+            }
+            argument = (1, "")
+            if isinstance(value, staticmethod):
+                template = STATIC_METHOD
+            elif name == "__init__":
+                template = CONSTRUCTOR
+                names |= {"_t_building": self.building, "_t_built": self.built}
+            elif name in RECURSIVE_METHODS:
+                template = RECURSIVE_METHOD
+            elif probe is not None:
+                template = PROBED_METHOD
+                before, after = probe.before or "_nothing", probe.after or "_nothing_after"
+                names["_t_before"] = self.guarded(getattr(self, before)) if probe.before else self._nothing
+                names["_t_after"] = self.guarded(getattr(self, after)) if probe.after else self._nothing_after
+                argument = (probe.position, probe.argument)
+            else:
+                template = METHOD
+            wrapper = wrapper_of(function, template, names, argument)
+            wrapper.__globals__["_t_define"] = functools.partial(self._define, wrapper.__globals__, method)
+            self.patches.replace(base, name, staticmethod(wrapper) if isinstance(value, staticmethod) else wrapper)
+
+    def _define(self, wrapper_globals: dict[str, Any], method: tuple[str, str, str, bool]) -> int:
+        """Give a method its id at its first call, and leave the id in its wrapper."""
+        number = wrapper_globals["_t_name"] = self.recorder.name(method)
+        return number
+
+    def guarded(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Make a hook that can't fail and that adds its time to the recorder's cost."""
+        recorder = self.recorder
+        where = hook.__name__
+
+        def run(*arguments: Any) -> Any:
+            started_ns = perf_counter_ns()
+            try:
+                return hook(*arguments)
+            except Exception as error:
+                self.trouble(where, error)
+                return None
+            finally:
+                recorder.slow_ns += perf_counter_ns() - started_ns
+
+        return run
+
+    def _nothing(self, *_: Any) -> None:
+        """No probe before."""
+
+    def _nothing_after(self, *_: Any) -> None:
+        """No probe after."""
+
+    # -- one micro-batch ----------------------------------------------------------------------------
+
+    def training_step_begins(self, trainer: Any, inputs: Any) -> None:
+        self._in_training_step += 1
+        if self._in_training_step == 1:
+            self._loss = None
+            self._batch = self._samples(inputs, "train")
+
+    def _samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
+        watched = self._now()
+        identity, indices = self.batches.of(inputs, watched.label_name)
+        fields: tuple[Any, ...] = (identity.rows, identity.labels, identity.digest, indices)
+        self.recorder.put(SAMPLES, fields if split == "train" else (*fields, split))
+        return identity.rows, identity.labels
+
+    def compute_loss_ends(self, trainer: Any, token: Any, result: Any) -> None:
+        if self._in_training_step:
+            loss = result[0] if isinstance(result, (tuple, list)) and result else result
+            self._loss = keep(loss, loss.device.type == "cpu") if isinstance(loss, self.torch.Tensor) else None
+
+    def training_step_ends(self, trainer: Any, token: Any, result: Any) -> None:
+        self._in_training_step -= 1
+        if self._in_training_step or not isinstance(result, self.torch.Tensor):
+            return
+        book = self._now().training
+        if not book.micro:
+            book.dtype = str(result.dtype).removeprefix("torch.")
+        since = trainer.state.global_step - getattr(trainer, "_globalstep_last_logged", 0)
+        micro = keep(result, result.device.type == "cpu")
+        book.add(self._loss, micro, since, *self._batch)
+        self._loss = None
+
+    def _now(self) -> Watched:
+        assert self.current is not None
+        return self.current
+
+    # -- the log ---------------------------------------------------------------------------------------
+
+    def log_save_evaluate_begins(self, trainer: Any, running_sum: Any) -> None:
+        book = self._now().training
+        book.running_sum = running_sum
+        if trainer.control.should_log:
+            book.log_is_due = True
+            book.total_before = float(trainer._total_loss_scalar)
+            book.step_of_last_log = int(trainer._globalstep_last_logged)
+            if running_sum.device.type == "cpu":
+                book.rank_sum = float(running_sum.item())
+
+    def log_save_evaluate_ends(self, trainer: Any, token: Any, result: Any) -> None:
+        book = self._now().training
+        book.total = float(trainer._total_loss_scalar)
+        running_sum = book.running_sum
+        book.forget_log()
+        book.running_sum = running_sum
+
+    def gather_begins(self, trainer: Any, tensors: Any) -> Any:
+        return tensors
+
+    def gather_ends(self, trainer: Any, tensors: Any, result: Any) -> None:
+        """Keep the vector of all ranks' sums. The Trainer sets its sum to zero in place right after."""
+        watched = self.current
+        if watched is None or not watched.training.log_is_due or tensors is not watched.training.running_sum:
+            return
+        book = watched.training
+        if not isinstance(result, self.torch.Tensor):
+            return
+        if result.device.type == "cpu":
+            book.gathered = result.reshape(-1).tolist()
+        else:
+            book.gathered, book.rank_sum = result.detach().clone(), tensors.detach().clone()
+
+    def log_begins(self, trainer: Any, logs: Any) -> Any:
+        """`log` is entered: the Trainer has just waited for the device itself, so kept numbers are read now."""
+        watched = self._now()
+        book = watched.training
+        args = trainer.args
+        if not isinstance(logs, dict):
+            return None
+        filters = bool(getattr(args, "logging_nan_inf_filter", True))
+        if book.log_is_due and "loss" in logs:
+            total = float(trainer._total_loss_scalar)
+            accumulation = int(args.gradient_accumulation_steps)
+            step = int(trainer.state.global_step)
+            self.recorder.record(book.loss_record(step, total, logs["loss"], accumulation, filters))
+            book.clear()
+            book.log_is_due = False
+        elif "train_loss" in logs:
+            self.recorder.record(book.train_loss_record(int(trainer.state.global_step), logs["train_loss"], filters))
+            book.clear()
+            book.total = 0.0
+        if watched.log_length < 0:
+            watched.log_length = len(trainer.state.log_history)
+            return True
+        return None
+
+    def log_ends(self, trainer: Any, token: Any, result: Any) -> None:
+        if token:
+            self._log_entry(self._now(), trainer.state)
+            self._now().log_length = -1
+
+    def _log_entry(self, watched: Watched, state: Any) -> None:
+        """Write down the entries that `log` has appended since it was entered."""
+        if watched.log_length < 0:
+            return
+        for entry in state.log_history[watched.log_length :]:
+            logs = {key: plain(value) for key, value in entry.items() if key != "step"}
+            self.recorder.put(LOG, (int(entry.get("step", state.global_step)), logs))
+        watched.log_length = len(state.log_history)
+
+    # -- evaluation ---------------------------------------------------------------------------------------
+
+    def evaluation_begins(self, trainer: Any, prefix: Any) -> Any:
+        watched = self._now()
+        outer, watched.evaluation = watched.evaluation, EvaluationBook()
+        return outer, prefix if isinstance(prefix, str) else "eval"
+
+    def evaluation_ends(self, trainer: Any, token: Any, result: Any) -> None:
+        watched = self._now()
+        outer, prefix = token
+        book, watched.evaluation = watched.evaluation, outer
+        metrics = getattr(result, "metrics", None)
+        key = f"{prefix}_loss"
+        if book is not None and book.losses and isinstance(metrics, dict) and key in metrics:
+            self.recorder.record(book.record(key, metrics[key], watched.world_size))
+            if outer is not None:  # a subclass's loop that calls its super: one record is enough
+                outer.losses = []
+
+    def prediction_step_begins(self, trainer: Any, inputs: Any) -> None:
+        self._in_prediction_step += 1
+        if self._in_prediction_step == 1:
+            self._samples(inputs, "eval")
+
+    def prediction_step_ends(self, trainer: Any, token: Any, result: Any) -> None:
+        self._in_prediction_step -= 1
+        watched = self._now()
+        if self._in_prediction_step or watched.evaluation is None or not isinstance(result, (tuple, list)):
+            return
+        book = watched.evaluation
+        loss, logits, labels = (*result, None, None, None)[:3]
+        inputs_too = bool(getattr(trainer.args, "include_inputs_for_metrics", False)) or "inputs" in (
+            getattr(trainer.args, "include_for_metrics", None) or ()
+        )
+        present = {"loss": loss is not None, "inputs": inputs_too, "logits": logits is not None}
+        book.expected = [what for what, there in present.items() if there] + (["labels"] if labels is not None else [])
+        if isinstance(loss, self.torch.Tensor):
+            book.dtype = str(loss.dtype).removeprefix("torch.")
+            book.losses.append(keep(loss, loss.device.type == "cpu"))
+
+    def metrics_gather_begins(self, accelerator: Any, tensors: Any) -> Any:
+        self._gather_rows = None
+        return _first_dimension(tensors)
+
+    def metrics_gather_ends(self, accelerator: Any, rows: int | None, result: Any) -> None:
+        watched = self.current
+        trainer = watched.ref() if watched is not None else None
+        if watched is None or trainer is None or self._closed or getattr(trainer, "accelerator", None) is not accelerator:
+            return
+        book = watched.evaluation
+        what = book.expected.pop(0) if book is not None and book.expected else "other"
+        kept = _first_dimension(result)
+        gathered = self._gather_rows if self._gather_rows is not None else kept
+        self.recorder.put(GATHER, (what, rows, gathered, kept))
+        if what == "loss" and book is not None and rows is not None:
+            book.rows.append(rows)
+            book.gathered += gathered or 0
+            book.kept += kept or 0
+
+    def plain_gather_ends(self, accelerator: Any, token: Any, result: Any) -> None:
+        self._gather_rows = _first_dimension(result)
+
+    def legacy_gather_ends(self, trainer: Any, tensors: Any, result: Any) -> None:
+        """The legacy prediction loop gathers by a method of its own, once for many batches."""
+        watched = self._now()
+        if tensors is None or result is None:
+            return
+        what = {1: "loss", 2: "logits", 3: "labels", 4: "inputs"}.get(_dimensions(tensors), "other")
+        self.recorder.put(GATHER, (what, _first_dimension(tensors), _first_dimension(result)))
+        book = watched.evaluation
+        if book is not None and not book.rows and book.losses and _dimensions(tensors) == 1:
+            book.gathered += _first_dimension(result) or 0
+
+    # -- optimizer and scheduler ------------------------------------------------------------------------------
+
+    def _is_of_trainer(self, attribute: str, thing: Any) -> Any:
+        """The observed Trainer if `thing` is its `attribute`."""
+        watched = self.current
+        if watched is None or self._closed or not self.trainer_id or get_ident() != self.thread:
+            return None
+        trainer = watched.ref()
+        return trainer if trainer is not None and getattr(trainer, attribute, None) is thing else None
+
+    def clip_ends(self, accelerator: Any, max_norm: Any, norm: Any) -> None:
+        if self._is_of_trainer("accelerator", accelerator) is None or max_norm is None:
+            return
+        limit = float(max_norm)
+        if isinstance(norm, self.torch.Tensor) and norm.device.type != "cpu":
+            self._now().training.grad_norms.append(norm.detach())
+            self.recorder.put(GRAD_NORM, (None, number(limit)))
+        elif norm is not None:
+            value = float(norm)
+            self.recorder.put(GRAD_NORM, (number(value), number(limit), value > limit))
+
+    def optimizer_step_begins(self, optimizer: Any, closure: Any) -> Any:
+        return _rates(optimizer) if self._is_of_trainer("optimizer", optimizer) is not None else None
+
+    def optimizer_step_ends(self, optimizer: Any, rates: Any, result: Any) -> None:
+        if rates is not None:
+            skipped = bool(getattr(optimizer, "step_was_skipped", False))
+            self.recorder.put(OPTIMIZER_STEP, (rates, True) if skipped else (rates,))
+
+    def scheduler_step_ends(self, scheduler: Any, token: Any, result: Any) -> None:
+        if self._is_of_trainer("lr_scheduler", scheduler) is not None:
+            optimizer = getattr(scheduler, "optimizer", None) or getattr(scheduler, "optimizers", None)
+            self.recorder.put(SCHEDULER_STEP, (_rates(optimizer),))
+
+    def _hook_scheduler(self, watched: Watched) -> None:
+        """The scheduler exists when training begins: hook the class that defines its `step`, and a bare optimizer."""
+        trainer = watched.ref()
+        scheduler = getattr(trainer, "lr_scheduler", None)
+        owner = _definer(type(scheduler), "step")
+        if owner is not None and owner not in self._scheduler_classes_done:
+            self._scheduler_classes_done.add(owner)
+            names = {"_t_before": self._nothing, "_t_after": self.guarded(self.scheduler_step_ends)}
+            self.patches.replace(owner, "step", wrapper_of(vars(owner)["step"], AROUND, names))
+        optimizer = getattr(trainer, "optimizer", None)
+        if optimizer is not None and _definer(type(optimizer), "step") not in self._scheduler_classes_done:
+            self.note(f"the optimizer ({type(optimizer).__name__}) is not accelerate's; its steps are not recorded")
+
+    # -- files and random states ---------------------------------------------------------------------------------
+
+    def files_begin(self, trainer: Any, _: Any) -> None:
+        self._scan(self._now())
+
+    def files_end(self, trainer: Any, token: Any, result: Any) -> None:
+        self._scan(self._now())
+
+    def _scan(self, watched: Watched) -> None:
+        folder = watched.folder
+        if folder is None:
+            return
+        for change in folder.changes():
+            self.recorder.put(FILE, (change.action, change.path, change.size)[: 2 if change.size is None else 3])
+        if folder.too_large:
+            watched.folder = None
+            self.note("the output folder holds too many files; what happens in it is not recorded")
+
+    def rng_load_begins(self, trainer: Any, checkpoint: Any) -> Any:
+        return checkpoint
+
+    def rng_load_ends(self, trainer: Any, checkpoint: Any, result: Any) -> None:
+        if checkpoint is not None:
+            self.recorder.put(RNG, (checkpoint_name(checkpoint), self._rng_digest()))
+
+    def _rng_digest(self) -> str:
+        """Digest of the host's random states: Python's, NumPy's and torch's."""
+        import random
+
+        import numpy
+
+        crc = zlib.crc32(repr(random.getstate()).encode())
+        algorithm, keys, *position = numpy.random.get_state(legacy=True)
+        crc = zlib.crc32(keys.tobytes() + repr((algorithm, position)).encode(), crc)
+        return f"{zlib.crc32(self.torch.get_rng_state().numpy(), crc):08x}"
+
+    # -- attaching -------------------------------------------------------------------------------------------------
+
+    def attach(self, trainer_classes: list[type], recorder_of: Callable[[], Recorder]) -> None:
+        """Hook everything. The head needs to know what was hooked, so the recorder is made in between."""
+        root = next(base for cls in trainer_classes for base in cls.__mro__ if _is_library_trainer(base))
+        parts = _library_parts(root)
+        self._survey(root, parts)
+        self.recorder = recorder_of()
+        for part, hook in (("TrainerControl", self.hook_control), ("TrainerState", self.hook_state)):
+            if part in parts:
+                hook(parts[part])
+        if "CallbackHandler" in parts:
+            self.hook_handler(parts["CallbackHandler"])
+        for cls in trainer_classes:
+            self.instrument_trainer_class(cls)
+        self._hook_module(sys.modules[root.__module__])
+        self._hook_accelerate()
+        self._hook_loader()
+
+    def _survey(self, root: type, parts: dict[str, type]) -> None:
+        """List what is there to hook, and what is not."""
+        self.hooks = ["CallbackHandler.call_event", "TrainerControl.__setattr__", "TrainerState.__setattr__"]
+        for part in ("CallbackHandler", "TrainerControl", "TrainerState"):
+            if part not in parts:
+                self.unhooked[part] = "no class of this name beside the Trainer"
+        self.hooks = [hook for hook in self.hooks if hook.partition(".")[0] in parts]
+        for name in PROBES:
+            if not callable(getattr(root, name, None)):
+                moved = MOVED_TO_MODULE.get(name)
+                if moved and callable(getattr(sys.modules[root.__module__], moved, None)):
+                    self.unhooked[f"Trainer.{name}"] = f"a module function in this version; {moved} is hooked instead"
+                else:
+                    self.unhooked[f"Trainer.{name}"] = "not in this version"
+        for name, (module, owner, attribute) in OUTSIDE.items():
+            if callable(getattr(getattr(sys.modules.get(module), owner, None), attribute, None)):
+                self.hooks.append(name)
+            else:
+                self.unhooked[name] = f"{module} has no such method"
+        self.hooks.sort()
+
+    def _hook_module(self, module: Any) -> None:
+        for name, moved in MOVED_TO_MODULE.items():
+            function = getattr(module, moved, None)
+            if is_plain_function(function) and moved in vars(module):
+                hooks = {"_t_before": self.module_gather_begins, "_t_after": self.guarded(self.module_gather_ends)}
+                self.patches.replace(module, moved, wrapper_of(function, AROUND, hooks))
+
+    def module_gather_begins(self, tensors: Any, _: Any) -> Any:
+        return tensors
+
+    def module_gather_ends(self, tensors: Any, token: Any, result: Any) -> None:
+        self.gather_ends(None, tensors, result)
+
+    def _hook_accelerate(self) -> None:
+        around: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[int, str]]] = {
+            "Accelerator.clip_grad_norm_": (self._second, self.clip_ends, (2, "max_norm")),
+            "Accelerator.gather": (self._nothing, self.plain_gather_ends, (1, "tensor")),
+            "Accelerator.gather_for_metrics": (self.metrics_gather_begins, self.metrics_gather_ends, (1, "input_data")),
+            "AcceleratedOptimizer.step": (self.optimizer_step_begins, self.optimizer_step_ends, (1, "closure")),
+        }
+        for name, (module, owner, attribute) in OUTSIDE.items():
+            cls: Any = getattr(sys.modules.get(module), owner, None)
+            function = vars(cls).get(attribute) if cls is not None else None
+            if name not in around or not is_plain_function(function):
+                continue
+            before, after, argument = around[name]
+            hooks = {"_t_before": self.guarded(before), "_t_after": self.guarded(after)}
+            self.patches.replace(cls, attribute, wrapper_of(function, AROUND, hooks, argument))
+            self._scheduler_classes_done.add(cls)
+
+    def _second(self, owner: Any, argument: Any) -> Any:
+        return argument
+
+    def _hook_loader(self) -> None:
+        from torch.utils.data import dataloader
+
+        iterator_class: Any = dataloader._BaseDataLoaderIter
+        batches, thread = self.batches, self.thread
+        next_batch, next_index = iterator_class.__next__, iterator_class._next_index
+        watch = self
+
+        def __next__(self: Any) -> Any:
+            batch = next_batch(self)
+            if watch.trainer_id and get_ident() == thread:
+                try:
+                    batches.batch_was_fetched(self, batch)
+                except Exception as error:
+                    watch.trouble("DataLoader.__next__", error)
+            return batch
+
+        def _next_index(self: Any) -> Any:
+            index = next_index(self)
+            if watch.trainer_id and get_ident() == thread:
+                batches.index_was_drawn(self, index)
+            return index
+
+        self.patches.replace(iterator_class, "__next__", __next__)
+        self.patches.replace(iterator_class, "_next_index", _next_index)
+        data_loader = sys.modules.get("accelerate.data_loader")
+        if data_loader is not None and self.torch.cuda.is_available() and hasattr(data_loader, "send_to_device"):
+            hooks = {"_t_before": self._move_begins, "_t_after": self.guarded(self._move_ends)}
+            function = data_loader.send_to_device
+            if is_plain_function(function):
+                self.patches.replace(data_loader, "send_to_device", wrapper_of(function, AROUND, hooks))
+
+    def _move_begins(self, batch: Any, _: Any) -> Any:
+        return batch
+
+    def _move_ends(self, batch: Any, token: Any, moved: Any) -> None:
+        watched = self.current
+        if watched is not None and self.trainer_id and get_ident() == self.thread:
+            self.batches.batch_was_moved(batch, moved, watched.label_name)
+
+    def refresh_bound_gathers(self, trainer: Any) -> None:
+        """Some versions keep `accelerator.gather_for_metrics` on the Trainer, bound before it was hooked: bind it anew."""
+        accelerator = getattr(trainer, "accelerator", None)
+        bound = vars(trainer).get("gather_function")
+        if bound is not None and accelerator is not None:
+            vars(trainer)["gather_function"] = _rebound(bound, accelerator)
+
+    def detach(self) -> None:
+        """Put everything back. Frames that are still running pass through from now on."""
+        self._closed = True
+        self.trainer_id = 0
+        self.event_control = None
+        self.open_calls = 0
+        trainers = [watched.ref() for watched in self._watched.values()]
+        self.current = None
+        self.patches.undo()
+        for trainer in trainers:
+            if trainer is not None:
+                self.refresh_bound_gathers(trainer)
+
+
+# -- the table ----------------------------------------------------------------------------------------
+
+
+class Probe(NamedTuple):
+    """What happens around a method: names of the observer's hooks, and which argument they look at.
+
+    `before(trainer, argument)` returns a token, `after(trainer, token, result)` gets it. Only what is inside the call
+    and return rows.
+    """
+
+    before: str | None = None
+    after: str | None = None
+    argument: str = ""
+    position: int = 1
+
+
+_FILES = Probe(None, "files_end")
+
+PROBES: dict[str, Probe] = {
+    "training_step": Probe("training_step_begins", "training_step_ends", "inputs", 2),
+    "compute_loss": Probe(None, "compute_loss_ends"),
+    "_maybe_log_save_evaluate": Probe("log_save_evaluate_begins", "log_save_evaluate_ends", "tr_loss", 1),
+    "_nested_gather": Probe("gather_begins", "gather_ends", "tensors", 1),
+    "log": Probe("log_begins", "log_ends", "logs", 1),
+    "evaluation_loop": Probe("evaluation_begins", "evaluation_ends", "metric_key_prefix", 5),
+    "prediction_loop": Probe("evaluation_begins", "evaluation_ends", "metric_key_prefix", 5),
+    "prediction_step": Probe("prediction_step_begins", "prediction_step_ends", "inputs", 2),
+    "_gather_and_numpify": Probe("gather_begins", "legacy_gather_ends", "tensors", 1),
+    "_load_rng_state": Probe("rng_load_begins", "rng_load_ends", "checkpoint", 1),
+    "_rotate_checkpoints": Probe("files_begin", "files_end"),
+    "_save_checkpoint": _FILES,
+    "save_model": _FILES,
+    "_save": _FILES,
+    "save_state": _FILES,
+    "save_metrics": _FILES,
+    "create_model_card": _FILES,
+    "train": _FILES,
+}
+
+MOVED_TO_MODULE = {"_nested_gather": "nested_gather"}
+"""Methods that a later version made a function of the Trainer's module."""
+
+OUTSIDE = {
+    "Accelerator.clip_grad_norm_": ("accelerate.accelerator", "Accelerator", "clip_grad_norm_"),
+    "Accelerator.gather": ("accelerate.accelerator", "Accelerator", "gather"),
+    "Accelerator.gather_for_metrics": ("accelerate.accelerator", "Accelerator", "gather_for_metrics"),
+    "AcceleratedOptimizer.step": ("accelerate.optimizer", "AcceleratedOptimizer", "step"),
+    "DataLoader.__next__": ("torch.utils.data.dataloader", "_BaseDataLoaderIter", "__next__"),
+}
+"""Hooked points outside the Trainer: module, class, attribute."""
+
+
+# -- small questions ---------------------------------------------------------------------------------------
+
+
+def _is_library_trainer(cls: type) -> bool:
+    return cls.__name__ == "Trainer" and cls.__module__.partition(".")[0] in LIBRARIES
+
+
+def _library_parts(root: type) -> dict[str, type]:
+    """The library's handler, control and state classes, wherever this version keeps them."""
+    package = root.__module__.partition(".")[0]
+    names = ("CallbackHandler", "TrainerControl", "TrainerState")
+    parts: dict[str, type] = {}
+    for module in (root.__module__, f"{package}.trainer_callback", f"{package}.callbacks"):
+        for name in names:
+            value = getattr(sys.modules.get(module), name, None)
+            if isinstance(value, type):
+                parts.setdefault(name, value)
+    return parts
+
+
+def _own_callback_classes(cls: type) -> Iterator[type]:
+    """Classes of a callback that hold methods of their own: all but the library's empty base."""
+    for base in cls.__mro__:
+        library = base.__module__.partition(".")[0] in LIBRARIES
+        if base is not object and not (library and base.__name__ in ("TrainerCallback", "ExportableState")):
+            yield base
+
+
+def _definer(cls: type, name: str) -> type | None:
+    """The class of the method resolution order whose own `name` is a plain function."""
+    for base in cls.__mro__:
+        if name in vars(base):
+            return base if is_plain_function(vars(base)[name]) else None
+    return None
+
+
+def _bits(control: Any) -> int:
+    values = control.__dict__
+    bits = 0
+    for flag, bit in FLAG_BITS.items():
+        if values.get(flag):
+            bits |= bit
+    return bits
+
+
+def _plain_state(value: Any) -> Any:
+    if isinstance(value, (list, tuple, dict)):
+        return f"{type(value).__name__} of {len(value)}"
+    return reduce_paths(value) if isinstance(value, str) else plain(value)
+
+
+def _rates(optimizer: Any) -> list[events.Number]:
+    """Learning rate of each parameter group; one that lives on a GPU is not read."""
+    rates: list[events.Number] = []
+    for group in optimizer.param_groups:
+        rate = group["lr"]
+        on_device = getattr(getattr(rate, "device", None), "type", "cpu") != "cpu"
+        rates.append(None if on_device else number(float(rate)))
+    return rates
+
+
+def _first_dimension(value: Any) -> int | None:
+    """Rows of the first array of a nested value."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if len(shape) else None
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return next((rows for rows in map(_first_dimension, values) if rows is not None), None)
+
+
+def _dimensions(value: Any) -> int:
+    shape = getattr(value, "shape", None)
+    return len(shape) if shape is not None else 0
+
+
+def _rebound(bound: Any, owner: Any) -> Any:
+    """A bound method (or a partial of one) bound again, so that it is the class's present function."""
+    if isinstance(bound, functools.partial):
+        return functools.partial(_rebound(bound.func, owner), *bound.args, **bound.keywords)
+    if getattr(bound, "__self__", None) is owner:
+        present = getattr(owner, bound.__func__.__name__, None)
+        if present is not None and innermost(present.__func__) is innermost(bound.__func__):
+            return present
+    return bound
+
+
+def frames_of(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+# Read next: session.py, how a trace is begun and ended.

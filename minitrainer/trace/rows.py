@@ -1,0 +1,720 @@
+"""The two forms of a trace: how a recording is laid out, how it is read, and how the canonical form is written.
+
+A recording is a text file. Line 1 is the `Head` as a JSON object; every other line is a JSON array, a *row*. Its first
+element is the kind, its second (except in a definition) the whole microseconds since the row before:
+
+    [0, id, text]                           definition: from here on `id` stands for `text`, a string or a list
+    [1, Δ, method]                          call; `method` is the id of [method, cls, part, private]
+    [2, Δ]                                  return of the innermost open call
+    [3, Δ, error, message]                  the innermost open call, event or callback was left by an exception
+    [4, Δ, event, step, epoch, lowered, raised]   event; the last two are sets of flags, bit i is FLAGS[i]
+    [5, Δ, raised]                          end of the innermost open event
+    [6, Δ, callback]                        a callback of that event was entered
+    [7, Δ, replaced]                        and has returned; `replaced` is 1 for another control object
+    [8, Δ, flag, new, site, how]            flag is a position in FLAGS, `site` the id of [by, file, line]
+    [9, Δ, field, old, new, site, how]      a field of the state
+    [10 …, Δ, fields …]                     the other records: their fields in the order of events.py
+
+Trailing fields that hold their default are left out. `event`, `callback`, `field`, `how` and the error's class are ids
+of strings. Calls, events and callbacks close in the opposite order of their opening, so a closing row needs no name.
+
+A row is whole when its line feed is there. The recorder writes into a file that is longer than what it holds, so a
+recording that was cut short ends in zero bytes; a reader stops at the first zero byte or at a last line that does not
+parse, and says so (`Reading.complete`, `Reading.torn_bytes`, `Reading.open_scopes`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+
+from minitrainer.trace import events
+from minitrainer.trace.errors import UsageError
+from minitrainer.trace.events import FLAGS, RECORDS, SCHEMA, Record
+
+# -- kinds of rows ---------------------------------------------------------------
+
+DEFINITION, CALL, RETURN, RAISE, EVENT, EVENT_END, CALLBACK, CALLBACK_END, FLAG, STATE = range(10)
+
+PLAIN_RECORDS: tuple[type[Record], ...] = (
+    events.Samples,
+    events.GradNorm,
+    events.OptimizerStep,
+    events.SchedulerStep,
+    events.Loss,
+    events.TrainLoss,
+    events.EvalLoss,
+    events.Gather,
+    events.Log,
+    events.File,
+    events.Rng,
+    events.Note,
+    events.TrainerBegin,
+    events.Focus,
+    events.End,
+)
+"""Records written field by field: kind 10 is the first, and so on. New ones are added at the end only."""
+
+FIRST_PLAIN = 10
+CODES: dict[type[Record], int] = {record: FIRST_PLAIN + i for i, record in enumerate(PLAIN_RECORDS)}
+FIELDS: dict[type[Record], tuple[str, ...]] = {
+    record: tuple(name for name in record.__struct_fields__ if name != "at") for record in RECORDS.values()
+}
+"""Class to its fields in the order of a row. `at` is in every row, as a difference, and so in none of these."""
+
+LONGEST_LINE_BYTES = 64 * 1024 * 1024
+"""A line longer than this is no row of ours: a file without line feeds must not fill the memory."""
+
+PUBLIC_METHODS = frozenset(
+    """
+    __init__ create_accelerator_and_postprocess add_callback pop_callback remove_callback call_model_init
+    train _inner_training_loop training_step compute_loss compute_loss_context_manager autocast_smart_context_manager
+    _load_best_model _load_from_checkpoint _load_optimizer_and_scheduler _load_rng_state _issue_warnings_after_load
+    _save _save_checkpoint _save_tpu save_metrics save_model save_state _rotate_checkpoints _sorted_checkpoints
+    _get_output_dir _maybe_log_save_evaluate evaluate predict evaluation_loop prediction_loop prediction_step
+    _get_eval_sampler _get_train_sampler get_test_dataloader get_train_dataloader get_eval_dataloader
+    _remove_unused_columns _get_collator_with_removed_columns _set_signature_columns_if_needed _gather_and_numpify
+    create_optimizer create_optimizer_and_scheduler create_scheduler get_optimizer_cls_and_kwargs _get_learning_rate
+    _move_model_to_device _nested_gather _prepare_input _prepare_inputs _wrap_model ipex_optimize_model
+    torch_jit_model_eval store_flos is_local_process_zero is_world_process_zero floating_point_ops num_examples log
+    log_metrics metrics_format hyperparameter_search _hp_search_setup _tune_save_checkpoint _report_to_hp_search
+    _push_from_checkpoint create_model_card _add_sm_patterns_to_gitignore init_git_repo push_to_hub
+    """.split()
+)
+"""The 70 methods of 4.31.0's Trainer. Any other method that a library's Trainer defines is `private` in a trace."""
+
+
+# -- reading either form -----------------------------------------------------------
+
+
+def read(path: str | os.PathLike[str]) -> Reading:
+    """Open a trace in either form.
+
+    Args:
+        path: a recording (`rank0.rows`) or a canonical file (`rank0.jsonl`). The first line tells which; the name of
+            the file is not looked at.
+
+    Returns:
+        An iterable over the records, each `at` in microseconds since the start (None in a canonical file). Its
+        `head` is there at once; `end`, `complete`, `open_scopes` and `torn_bytes` once it has been iterated over.
+
+    Raises:
+        UsageError: one line, where the file is missing, foreign, malformed or of a newer schema.
+    """
+    return Reading(path)
+
+
+def read_canonical(path: str | os.PathLike[str]) -> list[Record]:
+    """Read a whole trace into a list, for files known to be small."""
+    return list(read(path))
+
+
+class Scope(NamedTuple):
+    """A call, event or callback that was entered: `kind` says which, `name` is its method, event or callback."""
+
+    kind: str
+    name: str
+    owner: str
+    depth: int
+
+
+class Reading:
+    """One pass over a trace file; see `read`. Every `for` starts again from the first record.
+
+    Attributes:
+        path: the file.
+        head: its first record.
+        end: its `End`, or None where the file has none (or was not yet read to its end).
+        complete: whether the last pass found an `End`.
+        open_scopes: what was entered and not left when the file stopped, outermost first: a post-mortem of a killed
+            process. Empty for a complete trace.
+        torn_bytes: bytes after the last whole record that are not zero: the row that was being written.
+        rows: records of the last pass, `Head` included.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.head = self._read_head()
+        self.end: events.End | None = None
+        self.complete = False
+        self.open_scopes: list[Scope] = []
+        self.torn_bytes = 0
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        self.end, self.complete, self.open_scopes, self.torn_bytes, self.rows = None, False, [], 0, 0
+        lines = _Lines(self.path)
+        decode = _RowDecoder(self.open_scopes).decode if self.head.form == "rows" else self._decode_canonical
+        parse = msgspec.json.Decoder().decode if self.head.form == "rows" else _CANONICAL.decode
+        next(lines)
+        self.rows = 1
+        yield self.head
+        for line in lines:
+            try:
+                parsed = parse(line)
+            except (msgspec.MsgspecError, RecursionError) as error:
+                if lines.nothing_follows() and not isinstance(error, msgspec.ValidationError):
+                    self.torn_bytes = len(line)
+                    return
+                if isinstance(error, msgspec.ValidationError) and _unknown_kind(line):
+                    continue
+                raise UsageError(f"{self.path}: line {lines.number} is not a trace record: {error}") from error
+            try:
+                record = decode(parsed)
+            except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+                raise UsageError(f"{self.path}: line {lines.number} is not a row of this schema") from error
+            if record is None:
+                continue
+            self.rows += 1
+            if type(record) is events.End:
+                self.end, self.complete = record, True
+                self.open_scopes.clear()
+            yield record
+        self.torn_bytes = lines.torn_bytes
+
+    def _decode_canonical(self, record: Record) -> Record:
+        """Keep the stack of open scopes while a canonical file is read."""
+        _follow(self.open_scopes, record)
+        return record
+
+    def _read_head(self) -> events.Head:
+        try:
+            lines = _Lines(self.path)
+            first = next(lines, b"")
+        except IsADirectoryError as error:
+            raise UsageError(f"{self.path} is a folder, not a trace file") from error
+        except OSError as error:
+            raise UsageError(f"{self.path} can't be read: {error.strerror or error}") from error
+        try:
+            fields = msgspec.json.decode(first)
+            kind, schema = fields["kind"], fields["schema"]
+        except (msgspec.MsgspecError, RecursionError, TypeError, KeyError, UnicodeDecodeError) as error:
+            raise UsageError(f"{self.path} is not a trace (its first line is not a trace header)") from error
+        if kind != "head" or type(schema) is not int:
+            raise UsageError(f"{self.path} is not a trace (its first line is not a trace header)")
+        if schema > SCHEMA:
+            raise UsageError(
+                f"{self.path} has trace schema {schema}, newer than {SCHEMA} that this minitrainer reads: upgrade it"
+            )
+        try:
+            return msgspec.convert(fields, events.Head)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"{self.path}: its header is malformed: {error}") from error
+
+
+class _Lines:
+    """Whole lines of a file, without their line feed, up to the first zero byte."""
+
+    CHUNK_BYTES = 1 << 20
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file: BinaryIO = open(path, "rb")
+        self.number = 0
+        self.torn_bytes = 0
+        self._lines = self._generate()
+        self._ahead: bytes | None = None
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._ahead is not None:
+            line, self._ahead = self._ahead, None
+        else:
+            line = next(self._lines)
+        self.number += 1
+        return line
+
+    def nothing_follows(self) -> bool:
+        """Whether the line that was handed out last is the last one of the file."""
+        if self._ahead is None:
+            self._ahead = next(self._lines, None)
+        return self._ahead is None
+
+    def _generate(self) -> Iterator[bytes]:
+        rest = b""
+        with self.file:
+            while chunk := self.file.read(self.CHUNK_BYTES):
+                zero = chunk.find(b"\0")
+                if zero >= 0:
+                    chunk = chunk[:zero]
+                lines = (rest + chunk).split(b"\n")
+                rest = lines.pop()
+                yield from lines
+                if zero >= 0:
+                    break
+                if len(rest) > LONGEST_LINE_BYTES:
+                    raise UsageError(f"{self.path}: line {self.number + 1} is too long to be a trace record")
+        self.torn_bytes = len(rest)
+
+
+_CANONICAL: msgspec.json.Decoder[Any] = msgspec.json.Decoder(events.AnyRecord)
+
+
+def _unknown_kind(line: bytes) -> bool:
+    """Whether a canonical line is a record of a kind that this version does not know: it is skipped."""
+    try:
+        return msgspec.json.decode(line)["kind"] not in RECORDS
+    except (msgspec.MsgspecError, TypeError, KeyError):
+        return False
+
+
+def _follow(scopes: list[Scope], record: Record) -> None:
+    """Open or close a scope as `record` says."""
+    kind = type(record)
+    if kind is events.Call:
+        scopes.append(Scope("call", record.method, record.cls, record.depth))  # type: ignore[attr-defined]
+    elif kind is events.Event:
+        scopes.append(Scope("event", record.event, "CallbackHandler", len(scopes)))  # type: ignore[attr-defined]
+    elif kind is events.Callback:
+        scopes.append(Scope("callback", record.callback, record.event, len(scopes)))  # type: ignore[attr-defined]
+    elif kind in (events.Return, events.EventEnd, events.CallbackEnd, events.Raise) and scopes:
+        scopes.pop()
+    elif kind is events.End:
+        scopes.clear()
+
+
+# -- rows to records -----------------------------------------------------------------
+
+
+class _RowDecoder:
+    """Turns rows into records. It holds the names defined so far, the clock and the stack of open scopes."""
+
+    def __init__(self, scopes: list[Scope]):
+        self.names: dict[int, Any] = {}
+        self.scopes = scopes
+        self.calls_open = 0
+        self.clock_us = 0
+
+    def decode(self, row: list[Any]) -> Record | None:
+        kind = row[0]
+        if kind == DEFINITION:
+            self.names[row[1]] = row[2]
+            return None
+        self.clock_us = at = self.clock_us + row[1]
+        if kind == CALL:
+            method, cls, part, private = self.names[row[2]]
+            depth = self.calls_open
+            self.calls_open += 1
+            self.scopes.append(Scope("call", method, cls, depth))
+            return events.Call(at=at, method=method, cls=cls, depth=depth, part=part, private=private)
+        if kind == RETURN:
+            scope = self._close("call")
+            return events.Return(at=at, method=scope.name, depth=scope.depth)
+        if kind == CALLBACK:
+            event = next((scope.name for scope in reversed(self.scopes) if scope.kind == "event"), "")
+            callback = self.names[row[2]]
+            self.scopes.append(Scope("callback", callback, event, self.calls_open))
+            return events.Callback(at=at, callback=callback, event=event)
+        if kind == CALLBACK_END:
+            scope = self._close("callback")
+            return events.CallbackEnd(at=at, callback=scope.name, replaced=len(row) > 2 and bool(row[2]))
+        if kind == EVENT:
+            _, _, name, step, epoch, lowered, raised = row
+            self.scopes.append(Scope("event", self.names[name], "CallbackHandler", self.calls_open))
+            return events.Event(
+                at=at,
+                event=self.names[name],
+                step=step,
+                epoch=epoch,
+                lowered=flags_of(lowered),
+                raised=flags_of(raised),
+            )
+        if kind == EVENT_END:
+            return events.EventEnd(at=at, event=self._close("event").name, raised=flags_of(row[2]))
+        if kind == FLAG:
+            by, file, line = self.names[row[4]]
+            how = self.names[row[5]] if len(row) > 5 else "set"
+            new = bool(row[3])
+            return events.Flag(
+                at=at, flag=FLAGS[row[2]], old=not new, new=new, by=by, file=file, line=line, how=how
+            )
+        if kind == STATE:
+            by, file, line = self.names[row[5]]
+            how = self.names[row[6]] if len(row) > 6 else "set"
+            return events.State(
+                at=at, field=self.names[row[2]], old=row[3], new=row[4], by=by, file=file, line=line, how=how
+            )
+        if kind == RAISE:
+            scope = self._close(None)
+            return events.Raise(
+                at=at,
+                method=scope.name,
+                depth=scope.depth,
+                error=self.names[row[2]],
+                message=row[3],
+                scope=scope.kind,
+            )
+        return self._decode_plain(kind, row, at)
+
+    def _decode_plain(self, kind: int, row: list[Any], at: int) -> Record | None:
+        if type(kind) is not int or kind < 0:
+            raise ValueError("a row starts with its kind")
+        if kind >= FIRST_PLAIN + len(PLAIN_RECORDS):
+            return None  # a kind that a later version added
+        record = PLAIN_RECORDS[kind - FIRST_PLAIN]
+        fields = dict(zip(FIELDS[record], row[2:]))
+        fields["at"] = at
+        return msgspec.convert(fields, record)
+
+    def _close(self, kind: str | None) -> Scope:
+        """Close the innermost open scope of `kind` (of any kind for None), and whatever is still open inside it."""
+        while self.scopes:
+            scope = self.scopes.pop()
+            if scope.kind == "call":
+                self.calls_open -= 1
+            if kind is None or scope.kind == kind:
+                return scope
+        raise ValueError("a scope is closed that was never opened")
+
+
+def flags_of(bits: int) -> list[str]:
+    """Names of the flags in a set of bits."""
+    return [flag for i, flag in enumerate(FLAGS) if bits >> i & 1] if bits else []
+
+
+def bits_of(flags: Iterable[str]) -> int:
+    """Set of bits of some flags."""
+    return sum(1 << FLAGS.index(flag) for flag in flags)
+
+
+# -- records to the canonical form -----------------------------------------------------
+
+CLOCK_KEYS = re.compile(r"(_runtime|_per_second|_jit_compilation_time|_mem_(cpu|gpu)_.*|_mem_before.*)$")
+"""Logged values that a clock or the memory tracker gave. They differ between two equal runs."""
+
+FILES_WITH_CLOCKS = re.compile(
+    r"(^|/)(trainer_state\.json|training_args\.bin|all_results\.json|\w+_results\.json|README\.md|"
+    r"events\.out\.tfevents.*)$"
+)
+"""Files whose content holds clock values, host names or paths, so that their size is not the run's."""
+
+
+def canonical(records: Iterable[Record]) -> Iterator[Record]:
+    """Bring records to the full canonical level: all that two equal runs of one implementation share.
+
+    Left out: times, the process, the recorder's own cost, logged clock values, the size of files that hold such
+    values. Everything else stays, file and line of authors and the private phases of a version included.
+    """
+    written = 0
+    for record in records:
+        kind = type(record)
+        if kind is events.Head:
+            record = msgspec.structs.replace(record, at=None, form="canonical", process=None)
+        elif kind is events.End:
+            record = events.End(rows=written, dropped=record.dropped)  # type: ignore[attr-defined]
+        elif kind is events.Log:
+            logs = {key: value for key, value in record.logs.items() if not CLOCK_KEYS.search(key)}  # type: ignore[attr-defined]
+            record = msgspec.structs.replace(record, at=None, logs=logs)
+        elif kind is events.File and FILES_WITH_CLOCKS.search(record.path):  # type: ignore[attr-defined]
+            record = msgspec.structs.replace(record, at=None, size=None)
+        elif record.at is not None:
+            record = msgspec.structs.replace(record, at=None)
+        written += 1
+        yield record
+
+
+def portable(records: Iterable[Record]) -> Iterator[Record]:
+    """Bring records to the portable canonical level: all that two implementations of one behaviour share.
+
+    On top of `canonical`, left out are: hooks; file and line of authors; the mixin that holds a method; modules of
+    class names; and calls of methods that the library defines and 4.31.0 does not have (`Call.private`), whose
+    content moves up one level. An author inside such a method becomes the innermost public method around it.
+    Methods that a user's subclass defines stay, whatever their name. Two files of this level are equal after their
+    first line exactly when the two Trainers did the same, in the same order, with the same numbers.
+    """
+    calls: list[tuple[str, bool]] = []  # (cls.method, private) of every open call
+    depth = 0  # open calls that are not private
+    written = 0
+    for record in canonical(records):
+        kind = type(record)
+        if kind is events.Head:
+            record = msgspec.structs.replace(record, form="portable", hooks=[], unhooked={})
+        elif kind is events.Call:
+            calls.append((f"{record.cls}.{record.method}", record.private))  # type: ignore[attr-defined]
+            if record.private:  # type: ignore[attr-defined]
+                continue
+            record = events.Call(method=record.method, cls=record.cls, depth=depth)  # type: ignore[attr-defined]
+            depth += 1
+        elif kind is events.Return or (kind is events.Raise and record.scope == "call"):  # type: ignore[attr-defined]
+            if calls and calls.pop()[1]:
+                continue
+            depth = max(0, depth - 1)
+            record = msgspec.structs.replace(record, depth=depth)
+        elif kind is events.Raise:
+            record = msgspec.structs.replace(record, depth=depth)
+        elif kind in (events.Flag, events.State):
+            by = _public_author(record.by, calls)  # type: ignore[attr-defined]
+            record = msgspec.structs.replace(record, by=by, file="", line=0)
+        elif kind is events.TrainerBegin:
+            classes = [name.rpartition(".")[2] for name in record.classes]  # type: ignore[attr-defined]
+            record = msgspec.structs.replace(record, classes=classes)
+        elif kind is events.End:
+            record = events.End(rows=written, dropped=record.dropped)  # type: ignore[attr-defined]
+        written += 1
+        yield record
+
+
+def _public_author(by: str, calls: list[tuple[str, bool]]) -> str:
+    """Name the innermost public method around an author that is a private phase."""
+    author_found = False
+    for name, private in reversed(calls):
+        author_found = author_found or (private and name == by)
+        if author_found and not private:
+            return name
+    return by
+
+
+LEVELS = {"canonical": canonical, "portable": portable}
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def encode_canonical(record: Record) -> bytes:
+    """One line of the canonical form, without its line feed. Bring the record to a level first."""
+    return _ENCODER.encode(record)
+
+
+def write_canonical(records: Iterable[Record], path: str | os.PathLike[str], level: str = "canonical") -> int:
+    """Write records in the canonical form; stream, so a million of them need no memory.
+
+    Args:
+        records: from `read`, or made by hand.
+        path: the file to write. It is replaced whole, or not at all.
+        level: "canonical" (full) or "portable".
+
+    Returns:
+        The number of records written.
+    """
+    written = 0
+    temporary = f"{os.fspath(path)}.{os.getpid()}.part"
+    try:
+        with open(temporary, "wb") as file:
+            for record in LEVELS[level](records):
+                file.write(_ENCODER.encode(record))
+                file.write(b"\n")
+                written += 1
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"{os.fspath(path)} can't be written: {error.strerror or error}") from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return written
+
+
+# -- records to rows -------------------------------------------------------------------
+
+
+class Names:
+    """Ids of names. `id_of` hands out the id of a name, and leaves its definition in `undefined` the first time."""
+
+    def __init__(self) -> None:
+        self.ids: dict[Any, int] = {}
+        self.undefined: list[tuple[int, int, Any]] = []
+
+    def id_of(self, name: Any) -> int:
+        number = self.ids.get(name)
+        if number is None:
+            number = self.ids[name] = len(self.ids) + 1
+            self.undefined.append((DEFINITION, number, name))
+        return number
+
+
+def plain_row(record: Record, delta_us: int) -> list[Any]:
+    """The row of a record of kind 10 or higher. Trailing fields that hold their default are left out."""
+    kind = type(record)
+    values = [getattr(record, name) for name in FIELDS[kind]]
+    values = _without_trailing_defaults(kind, values)
+    return [CODES[kind], delta_us, *values]
+
+
+def _without_trailing_defaults(kind: type[Record], values: list[Any]) -> list[Any]:
+    defaults = {field.name: field for field in msgspec.structs.fields(kind)}
+    names = FIELDS[kind]
+    keep = len(values)
+    while keep:
+        field = defaults[names[keep - 1]]
+        if field.default is not msgspec.NODEFAULT:
+            default = field.default
+        elif field.default_factory is not msgspec.NODEFAULT:
+            default = field.default_factory()
+        else:
+            break
+        if values[keep - 1] != default:
+            break
+        keep -= 1
+    return values[:keep]
+
+
+def write_rows(records: Iterable[Record], path: str | os.PathLike[str]) -> int:
+    """Write typed records as a recording: the inverse of `read`. For tests and for conversions.
+
+    Returns:
+        The number of records written.
+    """
+    names = Names()
+    clock_us = 0
+    written = 0
+    with open(path, "wb") as file:
+        for record in records:
+            if isinstance(record, events.Head):
+                file.write(_ENCODER.encode(msgspec.structs.replace(record, at=None, form="rows")) + b"\n")
+                written += 1
+                continue
+            at = clock_us if record.at is None else record.at
+            row = _row_of(record, at - clock_us, names)
+            clock_us = at
+            for definition in names.undefined:
+                file.write(_ENCODER.encode(definition) + b"\n")
+            names.undefined.clear()
+            file.write(_ENCODER.encode(row) + b"\n")
+            written += 1
+    return written
+
+
+def _row_of(record: Any, delta_us: int, names: Names) -> list[Any]:
+    kind = type(record)
+    if kind is events.Call:
+        return [CALL, delta_us, names.id_of((record.method, record.cls, record.part, record.private))]
+    if kind is events.Return:
+        return [RETURN, delta_us]
+    if kind is events.Raise:
+        return [RAISE, delta_us, names.id_of(record.error), record.message]
+    if kind is events.Event:
+        lowered, raised = bits_of(record.lowered), bits_of(record.raised)
+        return [EVENT, delta_us, names.id_of(record.event), record.step, record.epoch, lowered, raised]
+    if kind is events.EventEnd:
+        return [EVENT_END, delta_us, bits_of(record.raised)]
+    if kind is events.Callback:
+        return [CALLBACK, delta_us, names.id_of(record.callback)]
+    if kind is events.CallbackEnd:
+        return [CALLBACK_END, delta_us, 1] if record.replaced else [CALLBACK_END, delta_us]
+    if kind is events.Flag:
+        site = names.id_of((record.by, record.file, record.line))
+        row = [FLAG, delta_us, FLAGS.index(record.flag), int(record.new), site]
+        return row if record.how == "set" else [*row, names.id_of(record.how)]
+    if kind is events.State:
+        site = names.id_of((record.by, record.file, record.line))
+        row = [STATE, delta_us, names.id_of(record.field), record.old, record.new, site]
+        return row if record.how == "set" else [*row, names.id_of(record.how)]
+    return plain_row(record, delta_us)
+
+
+# -- a trace to try things on ------------------------------------------------------------
+
+
+def sample_trace(steps: int = 4, accumulation: int = 2, logging_steps: int = 2, rank: int = 0) -> list[Record]:
+    """Make a small trace by hand, with the shape of a real one, for tests and examples of the readers.
+
+    Losses are exact binary fractions, so every derivation in it holds to the last bit. The flow is 4.31.0's: one
+    epoch, a log every `logging_steps` steps, no evaluation.
+    """
+    clock = iter(range(0, 10**9, 5))
+    records: list[Record] = [
+        events.Head(schema=SCHEMA, form="rows", versions={"transformers": "4.31.0"}, rank=rank, scenario="sample"),
+        events.TrainerBegin(
+            at=next(clock),
+            trainer=0,
+            classes=["transformers.trainer.Trainer"],
+            model="Scripted",
+            device="cpu",
+            arguments={"gradient_accumulation_steps": accumulation, "logging_steps": logging_steps},
+            callbacks=[("DefaultFlowCallback", ["on_epoch_end", "on_step_end"])],
+        ),
+    ]
+
+    def add(record: Record) -> None:
+        record.at = next(clock)
+        records.append(record)
+
+    def event(name: str, step: int, epoch: float, lowered: list[str] | None = None) -> None:
+        add(events.Event(event=name, step=step, epoch=epoch, lowered=lowered or []))
+        if name in ("on_step_end", "on_epoch_end"):
+            add(events.Callback(callback="DefaultFlowCallback", event=name))
+            if name == "on_step_end" and step % logging_steps == 0:
+                site = {"by": "DefaultFlowCallback.on_step_end", "file": "transformers/trainer_callback.py", "line": 429}
+                add(events.Flag(flag="should_log", old=False, new=True, **site))  # type: ignore[arg-type]
+            add(events.CallbackEnd(callback="DefaultFlowCallback"))
+        raised = ["should_log"] if name == "on_step_end" and step % logging_steps == 0 else []
+        add(events.EventEnd(event=name, raised=raised))
+
+    def call(method: str, depth: int) -> None:
+        add(events.Call(method=method, cls="Trainer", depth=depth))
+
+    def leave(method: str, depth: int) -> None:
+        add(events.Return(method=method, depth=depth))
+
+    call("train", 0)
+    call("_inner_training_loop", 1)
+    event("on_train_begin", 0, 0.0)
+    event("on_epoch_begin", 0, 0.0)
+    micro: list[events.Number] = []
+    total = 0.0
+    for step in range(1, steps + 1):
+        for i in range(accumulation):
+            if i == 0:
+                event("on_step_begin", step - 1, (step - 1) / steps)
+            row = (step - 1) * accumulation + i
+            call("training_step", 2)
+            add(events.Samples(rows=2, labels=2, digest=f"{row:08x}", indices=[2 * row, 2 * row + 1]))
+            call("compute_loss", 3)
+            leave("compute_loss", 3)
+            leave("training_step", 2)
+            micro.append((steps * accumulation - row) / 8 / accumulation)
+            if i + 1 < accumulation:
+                event("on_substep_end", step - 1, (step - 1) / steps)
+        add(events.GradNorm(norm=0.5, max_norm=1.0, clipped=False))
+        add(events.OptimizerStep(lr=[0.25 * (steps - step + 1) / steps]))
+        add(events.SchedulerStep(lr=[0.25 * (steps - step) / steps]))
+        site = {"by": "Trainer._inner_training_loop", "file": "transformers/trainer.py", "line": 1893}
+        add(events.State(field="global_step", old=step - 1, new=step, **site))  # type: ignore[arg-type]
+        event("on_step_end", step, step / steps)
+        call("_maybe_log_save_evaluate", 2)
+        if step % logging_steps == 0:
+            mean = float(sum(value for value in micro if isinstance(value, float)))
+            logged = round(mean / logging_steps, 4)
+            call("log", 3)
+            add(
+                events.Loss(
+                    step=step,
+                    losses=[value * accumulation for value in micro if isinstance(value, float)],
+                    micro=micro,
+                    divided_by=[accumulation] * len(micro),
+                    rows=[2] * len(micro),
+                    labels=[2] * len(micro),
+                    rank_sum=mean,
+                    gathered=[mean],
+                    mean=mean,
+                    steps=logging_steps,
+                    quotient=mean / logging_steps,
+                    logged=logged,
+                    total_before=total,
+                    verified=True,
+                )
+            )
+            add(events.Log(step=step, logs={"loss": logged, "learning_rate": 0.25, "epoch": round(step / steps, 2)}))
+            site = {"by": "CallbackHandler.on_log", "file": "transformers/trainer_callback.py", "line": 390}
+            add(events.Flag(flag="should_log", old=True, new=False, **site))  # type: ignore[arg-type]
+            event("on_log", step, step / steps, lowered=["should_log"])
+            leave("log", 3)
+            micro = []
+            total += mean
+        leave("_maybe_log_save_evaluate", 2)
+    event("on_epoch_end", steps, 1.0)
+    rest = float(sum(value for value in micro if isinstance(value, float)))
+    add(events.TrainLoss(total=total, rest=rest, micro=micro, steps=steps, logged=(total + rest) / steps, verified=True))
+    event("on_train_end", steps, 1.0)
+    leave("_inner_training_loop", 1)
+    leave("train", 0)
+    add(events.End(rows=len(records)))
+    return records
+
+
+# Read next: recorder.py, which writes rows while a Trainer runs.
