@@ -5,19 +5,20 @@ The Trainer sets one verbosity for the whole run (`log_level`, `log_level_replic
 after our own modules would ignore that setting, so ours hang below the same root.
 """
 
-import logging
+from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
 
-def get_logger(module_name: str) -> logging.Logger:
+def get_logger(module_name: str) -> Any:
     """Return the logger of one module, placed below transformers' root logger.
 
     Args:
         module_name: the module's `__name__`, for example `minitrainer.loop`.
 
     Returns:
-        The logger `transformers.minitrainer.loop`; it inherits level and handlers from `transformers`.
+        The logger `transformers.minitrainer.loop`; it inherits level and handlers from `transformers`. Typed loosely, because
+        newer versions return a subclass of `logging.Logger` with methods of its own.
     """
     return transformers_logging.get_logger(f"transformers.{module_name}")
 

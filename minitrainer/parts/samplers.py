@@ -55,7 +55,7 @@ def get_length_grouped_indices(
 
     # Each mega-batch begins with its longest, so the longest of all is one of their heads; exchange it with the
     # first. argmax is torch's, as upstream, so a tie falls the same way.
-    longest = torch.argmax(torch.tensor([lengths[mega_batch[0]] for mega_batch in mega_batches])).item()
+    longest = int(torch.argmax(torch.tensor([lengths[mega_batch[0]] for mega_batch in mega_batches])))
     first_head, longest_head = mega_batches[0][0], mega_batches[longest][0]
     mega_batches[0][0], mega_batches[longest][0] = longest_head, first_head
     return [index for mega_batch in mega_batches for index in mega_batch]
