@@ -21,11 +21,11 @@ ROOT = HERE.parents[2]
 
 PLAN_SCRIPT = """
 import dataclasses, json, pathlib, sys, tempfile
-from minitrainer.trace import upstream
-with tempfile.TemporaryDirectory() as folder, upstream._Progress(f"Python {upstream._python()}") as progress:
-    place = pathlib.Path(folder)
-    plan = upstream.resolve(sys.argv[1], place, place, progress)
-    print(json.dumps([dataclasses.asdict(requirement) for requirement in plan]))
+from minitrainer.trace import fetching, plans
+with tempfile.TemporaryDirectory() as name, fetching.Progress(sys.stderr) as progress:
+    folder = pathlib.Path(name)
+    workshop = fetching.Workshop(folder, folder, f"transformers {sys.argv[1]}", "remake.py", progress)
+    print(json.dumps([dataclasses.asdict(requirement) for requirement in plans.resolve(sys.argv[1], workshop)]))
 """
 
 
