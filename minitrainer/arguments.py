@@ -918,7 +918,8 @@ class TrainingArguments:
     def get_process_log_level(self) -> int:
         """The verbosity of this process, as a number; 'passive' stands for the present one."""
         # Both are looked up on every process, so that a misspelt word fails everywhere and not on the replicas alone.
-        first_level, replica_level = (trainer_log_levels[word] for word in (self.log_level, self.log_level_replica))
+        words = (self.log_level, self.log_level_replica)
+        first_level, replica_level = (trainer_log_levels[word] for word in words)  # type: ignore[index]
         level = first_level if self.should_log else replica_level
         return transformers_logging.get_verbosity() if level == -1 else level
 
@@ -1327,4 +1328,4 @@ def _start_neuron_processes() -> None:
             raise AssertionError("Failed to initialize torch.distributed process group using XLA backend.")
 
 
-# Read next: trainer.py
+# Read next: loop.py

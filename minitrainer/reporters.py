@@ -373,7 +373,7 @@ class MLflowCallback(TrainerCallback):
         if not self._initialized:
             self.setup(args, state, model)
 
-    def on_log(self, args, state, control, logs, model=None, **kwargs):
+    def on_log(self, args, state, control, logs, model=None, **kwargs):  # type: ignore[override]
         """Log the numbers at the present step, under their own names."""
         if not self._initialized:
             self.setup(args, state, model)
@@ -552,8 +552,9 @@ class DagsHubCallback(MLflowCallback):
         """Upload the output folder, if asked for. **Beware:** it does not end the MLflow run."""
         if not self.log_artifacts:
             return
-        if getattr(self, "train_dataloader", None):
-            torch.save(self.train_dataloader.dataset, os.path.join(args.output_dir, "dataset.pt"))
+        loader = getattr(self, "train_dataloader", None)  # nobody sets it here; a subclass may
+        if loader:
+            torch.save(loader.dataset, os.path.join(args.output_dir, "dataset.pt"))
         self.repo.directory(str(self.path)).add_dir(args.output_dir)
 
 
@@ -812,7 +813,8 @@ class ClearMLCallback(TrainerCallback):
         if not is_clearml_available():
             raise RuntimeError("ClearMLCallback requires 'clearml' to be installed. Run `pip install clearml`.")
         self._clearml = importlib.import_module("clearml")
-        self._initialized, self._clearml_task = False, None
+        self._initialized = False
+        self._clearml_task: Any = None
         self._log_model = _is_true("CLEARML_LOG_MODEL")
 
     def setup(self, args, state, model, tokenizer, **kwargs):

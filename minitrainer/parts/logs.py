@@ -17,7 +17,7 @@ def get_logger(module_name: str) -> Any:
         module_name: the module's `__name__`, for example `minitrainer.loop`.
 
     Returns:
-        The logger `transformers.minitrainer.loop`; it inherits level and handlers from `transformers`. Typed loosely, because
+        The logger `transformers.minitrainer.loop`; it inherits level and handlers from `transformers`. Typed loosely:
         newer versions return a subclass of `logging.Logger` with methods of its own.
     """
     return transformers_logging.get_logger(f"transformers.{module_name}")
