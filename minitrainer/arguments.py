@@ -704,11 +704,11 @@ class TrainingArguments:
             self.hub_model_id = f"{organization}/{Path(self.output_dir).name}"
         given = {"`--push_to_hub_model_id`": model_id, "`--push_to_hub_organization`": organization}
         old_names = [name for name, value in given.items() if value is not None]
-        full_name_hint = "`--hub_model_id` instead and pass the full repo name to this argument (in this case {{}})."
         are = "are" if len(old_names) > 1 else "is"
         warnings.warn(
             f"{' and '.join(old_names)} {are} deprecated and will be removed in version 5 of 🤗 Transformers. Use "
-            + full_name_hint.format(self.hub_model_id),
+            "`--hub_model_id` instead and pass the full repo name to this argument (in this case "
+            f"{self.hub_model_id}).",
             FutureWarning,
             stacklevel=4,
         )
@@ -818,8 +818,9 @@ class TrainingArguments:
         """The device, and the number of GPUs, of a process that trains alone."""
         if self.use_mps_device:
             warnings.warn(
-                "`use_mps_device` is deprecated and will be removed in version 5.0 of 🤗 Transformers. "
-                "`mps` device will be used by default if available, like a `cuda` device; nothing has to be done.",
+                "`use_mps_device` is deprecated and will be removed in version 5.0 of 🤗 Transformers. `mps` device "
+                "will be used by default if available similar to the way `cuda` device is used. Therefore, no action "
+                "from user is required. ",
                 stacklevel=4,
             )
             if device.type != "mps":
