@@ -51,7 +51,7 @@ wheel: $(VENV)/ready-test ## build the wheel, install it into an empty environme
 
 # ---- heavier proofs: one target each ---------------------------------------------
 
-REFERENCE = $(BIN)/python -m minitrainer.trace.upstream 4.31.0 --
+REFERENCE = $(BIN)/python -m minitrainer.trace upstream run 4.31.0
 
 .PHONY: traces
 traces: $(VENV)/ready ## record the specification anew from the real 4.31.0

@@ -114,7 +114,7 @@ def _pip(arguments: list[str], workshop: Workshop) -> Iterator[str]:
             said.append(line.rstrip())
             retry = re.search(r"Retrying \(Retry\(total=(\d+)", line)
             if retry:
-                workshop.progress.wait(f"no answer from the index; pip tries {int(retry[1]) + 1} more times")
+                workshop.progress.wait(f"no answer from the index; tries left: {int(retry[1]) + 1}")
             yield said[-1]
         child.wait()
     finally:

@@ -81,19 +81,24 @@ class Finished:
 
 
 def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare `upstream add`, `upstream list` and `upstream remove`."""
+    """Declare `upstream add`, `upstream list`, `upstream run` and `upstream remove`."""
     upstream = commands.add_parser(
         "upstream",
-        help="install, list or remove isolated transformers versions",
+        help="install, list, run or remove isolated transformers versions",
         description="Any release of transformers since 4.31.0 in a folder of its own, sharing the installed torch.",
     )
-    what = upstream.add_subparsers(dest="upstream_command", metavar="{add,list,remove}")
+    what = upstream.add_subparsers(dest="upstream_command", metavar="{add,list,run,remove}")
     add_parser = what.add_parser("add", help="install one version into a folder of its own")
     add_parser.add_argument("version", metavar="VERSION", help="such as 4.31.0; any release since then")
     list_parser = what.add_parser("list", help="show the versions at hand, and those with a frozen lock")
+    run_parser = what.add_parser("run", help="run Python with one version on top, adding it first if need be")
+    run_parser.add_argument("version", metavar="VERSION", help="such as 4.31.0")
+    run_parser.add_argument(
+        "argv", metavar="…", nargs="...", help="what follows the interpreter: SCRIPT.py, -m MODULE"
+    )
     remove_parser = what.add_parser("remove", help="delete a version's folder")
     remove_parser.add_argument("version", metavar="VERSION", help="a version that `list` shows")
-    for parser in (add_parser, list_parser, remove_parser):
+    for parser in (add_parser, list_parser, run_parser, remove_parser):
         parser.add_argument(
             "--dir",
             metavar="DIR",
@@ -109,7 +114,7 @@ def main(options: argparse.Namespace) -> int:
     """
     command = getattr(options, "upstream_command", None)
     if command is None:
-        raise UsageError(f"say what to do with upstream versions: {COMMAND} add VERSION, list, or remove VERSION")
+        raise UsageError(f"say what to do: {COMMAND} add VERSION, list, run VERSION SCRIPT.py, or remove VERSION")
     directory = Path(options.dir) if options.dir else None
     if command == "add":
         upstream = add(options.version, directory, progress_to=sys.stdout)
@@ -119,6 +124,10 @@ def main(options: argparse.Namespace) -> int:
         )
     elif command == "list":
         print("\n".join(_listing(directory)))
+    elif command == "run":
+        if not options.argv:
+            raise UsageError(f"say what to run on transformers {options.version}: SCRIPT.py, or -m MODULE")
+        return run_in(options.version, options.argv, directory=directory, add_if_missing=True).returncode
     else:
         for folder in remove(options.version, directory):
             print(f"removed {short(folder)}")
@@ -313,7 +322,7 @@ def run_in(
             with a checkpoint from elsewhere.
 
     Raises:
-        UsageError: the version is not at hand, another transformers stands before it on the path, or time ran out.
+        UsageError: the version is not at hand, something else would be imported in its place, or time ran out.
     """
     upstream = add(version, directory) if add_if_missing else find(version, directory)
     surroundings = child_environment(upstream.folder, (env or {}).get("PYTHONPATH"))
@@ -445,8 +454,8 @@ def _versions_in(
             versions[name], origin = found
             if name.replace("_", "-") in upstream.packages and not Path(origin).is_relative_to(upstream.folder):
                 raise UsageError(
-                    f"{short(Path(origin).parent)} stands before the {name} of transformers {upstream.version} "
-                    "on the child's path: run from another folder"
+                    f"{short(Path(origin).parent)} would be imported instead of the {name} that belongs to "
+                    f"transformers {upstream.version}: run from another folder"
                 )
     for name, stand_in in upstream.stand_ins.items():
         # What is shared may have been upgraded since the add.
@@ -563,9 +572,9 @@ def _clear_about_files(place: Path) -> Iterator[None]:
             raise fetching.disk_full(place) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise fetching.not_writable(place) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise UsageError(f"{short(place)} is not a folder; choose another with --dir") from error
-        raise
+        raise UsageError(
+            f"{short(place)} can't be used: {error.strerror or error}; choose another with --dir"
+        ) from error
 
 
 # -- small things ---
