@@ -114,7 +114,11 @@ def observe(arguments_class: Any, values: dict[str, Any]) -> dict[str, Any]:
             seen["error"] = (type(error).__name__, str(error))
         else:
             seen["attributes"] = {name: plain(value) for name, value in vars(made).items() if is_compared(name)}
-            seen["texts"] = [without_clock(text) for text in (made.to_json_string(), str(made), repr(made))]
+            seen["texts"] = [without_clock(text) for text in (str(made), repr(made))]
+            try:
+                seen["texts"].append(without_clock(made.to_json_string()))
+            except TypeError as error:  # a dtype in the settings of FSDP on TPUs
+                seen["texts"].append(str(error))
             seen["sanitized"] = plain(made.to_sanitized_dict())
             seen["answers"] = {name: plain(getattr(made, name)) for name in QUESTIONS}
             seen["log level"] = made.get_process_log_level()
