@@ -105,7 +105,7 @@ class Requirement:
 def canonical(version: str) -> str:
     """Return a version as the index writes it, or refuse what is none."""
     text = version.strip().removeprefix("transformers==").removeprefix("v")
-    matched = re.fullmatch(r"(\d+)\.(\d+)(?:\.(\d+))?((?:rc|a|b)\d+)?", text)
+    matched = re.fullmatch(r"(\d+)\.(\d+)(?:\.(\d+))?((?:rc|a|b)\d+)?", text, re.ASCII)
     if matched is None:
         raise UsageError(f"not a version of transformers: {version!r}; write it like {REFERENCE_VERSION}")
     text = f"{int(matched[1])}.{int(matched[2])}.{int(matched[3] or 0)}{matched[4] or ''}"
@@ -122,14 +122,12 @@ def order(version: str) -> tuple[int, ...]:
 
 
 def _nearest(version: str, offered: list[str]) -> str:
-    """Return the released version nearest to the one asked for: of the same series if there is one."""
+    """Return the release just before the one asked for, or the one just after if that is more alike."""
+    releases = [plain for plain in offered if re.fullmatch(r"\d+\.\d+\.\d+", plain) and order(plain) >= OLDEST_VERSION]
     wanted = order(version)
-    released = [v for v in offered if re.fullmatch(r"\d+\.\d+\.\d+", v) and order(v) >= OLDEST_VERSION]
-
-    def distance(candidate: str) -> tuple[int, ...]:
-        return tuple(abs(there - here) for there, here in zip(order(candidate), wanted, strict=True))
-
-    return min(released, key=distance, default=REFERENCE_VERSION)
+    before = max((plain for plain in releases if order(plain) < wanted), key=order, default=REFERENCE_VERSION)
+    after = min((plain for plain in releases if order(plain) > wanted), key=order, default=before)
+    return after if order(after)[:2] == wanted[:2] != order(before)[:2] else before
 
 
 def locked_versions() -> list[str]:
