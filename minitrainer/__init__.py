@@ -74,7 +74,7 @@ _NAMES_BY_FILE = {
 }
 _FILE_BY_NAME = {name: file for file, names in _NAMES_BY_FILE.items() for name in names}
 
-__all__ = sorted(["__version__", *_FILE_BY_NAME])
+__all__ = [*_FILE_BY_NAME]  # noqa: PLE0604 - strings, although not written out
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,7 @@ import torch
 from accelerate import Accelerator
 
 if TYPE_CHECKING:
-    from .arguments import TrainingArguments
-    from .callbacks import CallbackHandler, TrainerControl, TrainerState
-    from .parts.label_smoothing import LabelSmoother
+    from .callbacks import TrainerControl, TrainerState
     from .parts.metrics import TrainerMemoryTracker
 
 
@@ -24,9 +22,9 @@ class Attributes:
 
     # -- given by the user -----------------------------------------------------------------------------
 
-    args: "TrainingArguments"
-    """The arguments. `train` may change some: ratios become steps, and a search writes its trial into them. Written
-    by: __init__."""
+    args: Any
+    """The `TrainingArguments`. `train` may change some: ratios become steps, and a search writes its trial into them.
+    Written by: __init__."""
     train_dataset: Any
     """What to train on, or None. Written by: __init__."""
     eval_dataset: Any
@@ -37,7 +35,7 @@ class Attributes:
     """Pads, and is saved beside the model; or None. Written by: __init__."""
     compute_metrics: Any
     """From an `EvalPrediction` to a dict of name to number; None means that only losses are kept. Written by:
-    __init__."""
+    __init__, _AnswersMixin._loop_without_metrics."""
     preprocess_logits_for_metrics: Any
     """From logits and labels of a batch to what is kept of the logits; or None. Written by: __init__."""
     model_init: Any
@@ -65,7 +63,7 @@ class Attributes:
     __init__."""
     can_return_loss: bool
     """Whether `forward` has an argument `return_loss` that is True by default. Written by: __init__."""
-    _signature_columns: list[str] | None
+    _signature_columns: Any
     """The columns that the model takes; None until a data loader asks. Written by: __init__,
     _set_signature_columns_if_needed."""
     jit_compilation_time: float
@@ -110,7 +108,7 @@ class Attributes:
     do_grad_scaling: bool
     """Whether `scaler` scales the loss. Written by: _choose_precision."""
     scaler: Any
-    """fairscale's gradient scaler. Absent unless `do_grad_scaling`. Written by: _choose_precision."""
+    """The gradient scaler of fairscale. Absent unless `do_grad_scaling`. Written by: _choose_precision."""
 
     # -- optimizer and loss ------------------------------------------------------------------------------
 
@@ -124,7 +122,7 @@ class Attributes:
     _created_lr_scheduler: bool
     """Whether the scheduler is ours, so that the next `train` makes a new one. Written by: __init__,
     _prepare_model_and_optimizer, create_scheduler."""
-    label_smoother: "LabelSmoother | None"
+    label_smoother: Any
     """Computes the loss from softened labels, or None: then the model does it. Written by: __init__."""
     _train_batch_size: int
     """Samples of one micro-batch in this process (over all its devices); halved after running out of memory. Written
@@ -145,9 +143,10 @@ class Attributes:
     __init__, _prepare_model_and_optimizer, _find_position."""
     control: "TrainerControl"
     """The five flags; replaced by whatever the callbacks of an event hand back. Written by: __init__,
-    _inner_training_loop, _maybe_log_save_evaluate, log, evaluate, predict, evaluation_loop, prediction_loop."""
-    callback_handler: "CallbackHandler"
-    """Calls the callbacks in turn. Written by: __init__."""
+    _inner_training_loop, _maybe_log_save_evaluate, log, evaluate, predict, evaluation_loop, prediction_loop,
+    _AnswersMixin._evaluate_answers."""
+    callback_handler: Any
+    """The `CallbackHandler`; it calls the callbacks in turn. Written by: __init__."""
     is_in_train: bool
     """Whether `train` is running. An exception that leaves `train` leaves it True. Written by: __init__, train,
     _summarise_run."""
@@ -178,6 +177,19 @@ class Attributes:
     push_in_progress: Any
     """The push that runs in the background, or None. Absent unless `push_to_hub`. Written by: init_git_repo,
     _push_from_checkpoint, push_to_hub."""
+
+    # -- subclasses --------------------------------------------------------------------------------------
+
+    _gen_kwargs: dict[str, Any]
+    """The generation arguments of the evaluation or prediction that runs. Absent before the first one. Written by:
+    QuestionAnsweringSeq2SeqTrainer.evaluate, Seq2SeqTrainer.evaluate, Seq2SeqTrainer.predict,
+    QuestionAnsweringSeq2SeqTrainer.predict."""
+    eval_examples: Any
+    """The questions and contexts behind the features of `eval_dataset`. Only for question answering. Written by:
+    QuestionAnsweringSeq2SeqTrainer.__init__, QuestionAnsweringTrainer.__init__."""
+    post_process_function: Any
+    """From examples, features and logits to answers in words. Only for question answering. Written by:
+    QuestionAnsweringSeq2SeqTrainer.__init__, QuestionAnsweringTrainer.__init__."""
 
     if TYPE_CHECKING:
 

@@ -12,6 +12,9 @@ from . import compat
 from .attributes import Attributes
 from .parts.choices import ParallelMode
 from .parts.gathering import distributed_broadcast_scalars
+from .parts.logs import get_logger
+
+logger = get_logger(__name__)
 
 
 class CadenceMixin(Attributes):
@@ -40,7 +43,7 @@ class CadenceMixin(Attributes):
 
         Writes: _total_loss_scalar, _globalstep_last_logged, control
         Events: on_save
-        Source: trainer.py 2216-2263
+        Source: trainer.py 2192-2238
         """
         # -- log ---------------------------------------------------------------------------------------
         if self.control.should_log:
@@ -77,10 +80,35 @@ class CadenceMixin(Attributes):
             self._save_checkpoint(model, trial, metrics=metrics)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
+    def _get_learning_rate(self):
+        """Read the learning rate for the log.
+
+        **Beware:** it is that of the *next* update, because the scheduler has already stepped; and of the first group
+        of parameters only.
+
+        Returns:
+            The learning rate, a float; 0 while DeepSpeed's loss scaler has not let the scheduler start.
+
+        Source: trainer_pt_utils.py 840-860
+        """
+        if self.is_deepspeed_enabled:
+            try:
+                rate = self.lr_scheduler.get_last_lr()[0]
+            except AssertionError as error:
+                if "need to call step" not in str(error):
+                    raise
+                logger.warning("tried to get lr value before scheduler/optimizer started stepping, returning lr=0")
+                rate = 0
+        elif isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            rate = self.optimizer.param_groups[0]["lr"]  # before torch 2.2 it has no last rate before its first step
+        else:
+            rate = self.lr_scheduler.get_last_lr()[0]
+        return rate.item() if torch.is_tensor(rate) else rate
+
     def _metric_for_scheduler(self, metrics: dict[str, float]) -> float:
         """Pick the metric that a `ReduceLROnPlateau` watches.
 
-        Source: trainer.py 2254-2259
+        Source: trainer.py 2231-2234
         """
         name = self.args.metric_for_best_model
         name = name if name.startswith("eval_") else f"eval_{name}"
@@ -101,7 +129,7 @@ class CadenceMixin(Attributes):
 
         Writes: control
         Events: on_log
-        Source: trainer.py 2556-2572
+        Source: trainer.py 2555-2570
         """
         if self.state.epoch is not None:
             logs["epoch"] = round(self.state.epoch, 2)
@@ -112,7 +140,7 @@ class CadenceMixin(Attributes):
         """Move the floating-point operations counted since the last call into the state, summed over ranks.
 
         Writes: state.total_flos, current_flos
-        Source: trainer.py 2845-2854
+        Source: trainer.py 2837-2846
         """
         counted = self.current_flos
         if self.args.parallel_mode == ParallelMode.DISTRIBUTED:

@@ -57,7 +57,7 @@ def build_accelerator(args: Any) -> Accelerator:
     Returns:
         An accelerator that synchronises gradients every `gradient_accumulation_steps` calls of `accumulate`.
 
-    Source: trainer.py 3809-3819
+    Source: trainer.py 3799-3808
     """
     plugin_arguments = {"num_steps": args.gradient_accumulation_steps}
     if not ACCELERATE_LEAVES_SYNC_TO_TRAINER:

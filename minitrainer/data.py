@@ -45,7 +45,7 @@ class DataMixin(Attributes):
         Raises:
             ValueError: if there is no `train_dataset`.
 
-        Source: trainer.py 838-870
+        Source: trainer.py 823-854
         """
         if self.train_dataset is None:
             raise ValueError("Trainer: training requires a train_dataset.")
@@ -73,7 +73,7 @@ class DataMixin(Attributes):
         Raises:
             ValueError: if there is no data set to evaluate.
 
-        Source: trainer.py 896-930
+        Source: trainer.py 878-910
         """
         if eval_dataset is None:
             eval_dataset = self.eval_dataset
@@ -92,7 +92,7 @@ class DataMixin(Attributes):
         Returns:
             A data loader of batches on the device.
 
-        Source: trainer.py 932-962
+        Source: trainer.py 912-942
         """
         return self._build_dataloader(
             test_dataset, "test", batch_size=self.args.eval_batch_size, get_sampler=self._get_eval_sampler
@@ -141,7 +141,7 @@ class DataMixin(Attributes):
         Returns:
             The data set without them; it is left alone if `remove_unused_columns` is off.
 
-        Source: trainer.py 752-778
+        Source: trainer.py 754-778
         """
         if not self.args.remove_unused_columns:
             return dataset
@@ -195,7 +195,7 @@ class DataMixin(Attributes):
         """Note once which columns the model takes: the arguments of `forward`, and the names that labels go by.
 
         Writes: _signature_columns
-        Source: trainer.py 744-750
+        Source: trainer.py 746-752
         """
         if self._signature_columns is None:
             # "label" and "label_ids" are not arguments of any model: the default collator renames them to "labels".
@@ -213,7 +213,7 @@ class DataMixin(Attributes):
         Returns:
             The sampler, or None for a data set without a length.
 
-        Source: trainer.py 798-836
+        Source: trainer.py 798-821
         """
         if self.train_dataset is None or not has_length(self.train_dataset):
             return None
@@ -240,7 +240,7 @@ class DataMixin(Attributes):
         Returns:
             The sampler; None on several ranks, where accelerate brings its own.
 
-        Source: trainer.py 872-894
+        Source: trainer.py 856-876
         """
         if self.args.use_legacy_prediction_loop:
             if compat.is_torch_tpu_available():
@@ -256,8 +256,8 @@ class DataMixin(Attributes):
                     rank=ranks.dp_rank(),
                     batch_size=self.args.per_device_eval_batch_size,
                 )
-            return SequentialSampler(eval_dataset)
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+            return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None  # type: ignore[arg-type]
 
     # -- counting ----------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class DataMixin(Attributes):
         Returns:
             The number of examples, exact or estimated.
 
-        Source: trainer.py 1153-1165
+        Source: trainer.py 1157-1169
         """
         try:
             dataset = dataloader.dataset

@@ -62,7 +62,7 @@ class RunPlan:
     num_epochs: int
     max_steps: int
     steps_per_epoch: int
-    num_samples: float
+    num_samples: Any
     total_batch_size: int
     loader_has_length: bool
 
@@ -170,8 +170,8 @@ class LoopMixin(Attributes):
         )
         return inner_training_loop(
             args=args,
-            resume_from_checkpoint=resume_from_checkpoint,
             trial=trial,
+            resume_from_checkpoint=resume_from_checkpoint,
             ignore_keys_for_eval=ignore_keys_for_eval,
         )
 
@@ -243,7 +243,7 @@ class LoopMixin(Attributes):
             self._stop_if_epoch_was_empty(plan, index)
             self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
             self._maybe_log_save_evaluate(loss_sum, model, trial, epoch, ignore_keys_for_eval)
-            self._print_tpu_metrics()
+            self._print_tpu_counters()
             if self.control.should_training_stop:
                 break
 
@@ -288,12 +288,9 @@ class LoopMixin(Attributes):
             )
 
         # A value below 1 is a share of all steps. It is overwritten in `args`: a second `train` finds whole steps.
-        if args.logging_steps and args.logging_steps < 1:
-            args.logging_steps = math.ceil(max_steps * args.logging_steps)
-        if args.eval_steps and args.eval_steps < 1:
-            args.eval_steps = math.ceil(max_steps * args.eval_steps)
-        if args.save_steps and args.save_steps < 1:
-            args.save_steps = math.ceil(max_steps * args.save_steps)
+        args.logging_steps = _as_steps(args.logging_steps, max_steps)
+        args.eval_steps = _as_steps(args.eval_steps, max_steps)
+        args.save_steps = _as_steps(args.save_steps, max_steps)
         return RunPlan(
             num_examples, num_epochs, max_steps, steps_per_epoch, num_samples, total_batch_size, loader_has_length
         )
@@ -449,7 +446,7 @@ class LoopMixin(Attributes):
             self.state.trial_name = self.hp_name(self._trial)
         self.state.trial_params = None
         if trial is not None:
-            from .registry import hp_params
+            from .reporters import hp_params
 
             uses_sigopt = self.hp_search_backend == HPSearchBackend.SIGOPT
             self.state.trial_params = hp_params(trial.assignments if uses_sigopt else trial)
@@ -565,7 +562,7 @@ class LoopMixin(Attributes):
 
     # -- phases: one step ------------------------------------------------------------------------------
 
-    def _clip_gradients(self, args: "TrainingArguments", model: nn.Module) -> None:
+    def _clip_gradients(self, args: "TrainingArguments", model: Any) -> None:
         """Scale the gradient of the group down to a norm of at most `max_grad_norm`; 0 or None leaves it alone.
 
         The branches for TPU, SageMaker, apex and fairscale were never run on the hardware.
@@ -633,7 +630,7 @@ class LoopMixin(Attributes):
             )
             self.control.should_training_stop = True
 
-    def _print_tpu_metrics(self) -> None:
+    def _print_tpu_counters(self) -> None:
         """Print the compiler's counters if `--debug tpu_metrics_debug` asks for them. Never run on the hardware.
 
         Source: trainer.py 1918-1926
@@ -692,8 +689,7 @@ class LoopMixin(Attributes):
         train_loss = self._total_loss_scalar / self.state.global_step
         metrics = speed_metrics("train", start_time, num_samples=plan.num_samples, num_steps=self.state.max_steps)
         self.store_flos()
-        metrics["total_flos"] = self.state.total_flos
-        metrics["train_loss"] = train_loss
+        metrics.update(total_flos=self.state.total_flos, train_loss=train_loss)
         self.is_in_train = False
         self._memory_tracker.stop_and_update_metrics(metrics)
         self.log(metrics)
@@ -713,6 +709,10 @@ class LoopMixin(Attributes):
                 if checkpoint != best:
                     logger.info(f"Deleting older checkpoint [{checkpoint}] due to args.save_total_limit")
                     shutil.rmtree(checkpoint)
+
+
+def _as_steps(interval: Any, max_steps: int) -> Any:
+    return math.ceil(max_steps * interval) if interval and interval < 1 else interval
 
 
 # Read next: setup.py

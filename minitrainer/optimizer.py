@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
 
 from . import compat
@@ -24,11 +23,11 @@ logger = get_logger(__name__)
 _BITSANDBYTES_NAMES = (
     OptimizerNames.ADAMW_BNB,
     OptimizerNames.ADAMW_8BIT,
-    OptimizerNames.PAGED_ADAMW,
-    OptimizerNames.PAGED_ADAMW_8BIT,
     OptimizerNames.LION,
     OptimizerNames.LION_8BIT,
+    OptimizerNames.PAGED_ADAMW,
     OptimizerNames.PAGED_LION,
+    OptimizerNames.PAGED_ADAMW_8BIT,
     OptimizerNames.PAGED_LION_8BIT,
 )
 _TRUE_WORDS, _FALSE_WORDS = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
@@ -38,7 +37,7 @@ class OptimizerMixin(Attributes):
     """Makes the optimizer and the scheduler.
 
     Requires: `args`, `model`, `model_wrapped`, `sharded_ddp`, and `optimizer` and `lr_scheduler` as passed or None.
-    You get: both, and the learning rate for the log.
+    You get: both.
     """
 
     def create_optimizer_and_scheduler(self, num_training_steps: int):
@@ -49,7 +48,7 @@ class OptimizerMixin(Attributes):
         Args:
             num_training_steps: updates of the whole run.
 
-        Source: trainer.py 964-978
+        Source: trainer.py 944-958
         """
         self.create_optimizer()
         optimizer = self.optimizer
@@ -69,12 +68,12 @@ class OptimizerMixin(Attributes):
             The optimizer, also in `self.optimizer`.
 
         Writes: optimizer
-        Source: trainer.py 980-1032
+        Source: trainer.py 960-1014
         """
         model = self.model_wrapped if compat.is_sagemaker_mp_enabled() else self.model
         if self.optimizer is None:
             # -- groups ------------------------------------------------------------------------------
-            decaying = {name for name in get_parameter_names(model, ALL_LAYERNORM_LAYERS) if "bias" not in name}
+            decaying = {name for name in get_parameter_names(model, [*ALL_LAYERNORM_LAYERS]) if "bias" not in name}
             trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
             groups = [
                 {"params": [p for name, p in trained if name in decaying], "weight_decay": self.args.weight_decay},
@@ -112,8 +111,8 @@ class OptimizerMixin(Attributes):
         Raises:
             ValueError: if the optimizer is unknown, or its library is not installed.
 
-        Leaves out: a second branch for `adamw_bnb` (1111-1118) that the first one shadows.
-        Source: trainer.py 1034-1133
+        Leaves out: a second branch for `adamw_bnb` (1103-1110) that the first one shadows.
+        Source: trainer.py 1016-1137
         """
         extras = (
             dict(pair.split("=") for pair in args.optim_args.replace(" ", "").split(",")) if args.optim_args else {}
@@ -176,7 +175,7 @@ class OptimizerMixin(Attributes):
             The scheduler, also in `self.lr_scheduler`.
 
         Writes: lr_scheduler, _created_lr_scheduler
-        Source: trainer.py 1135-1151
+        Source: trainer.py 1139-1155
         """
         if self.lr_scheduler is None:
             self.lr_scheduler = compat.get_scheduler(
@@ -187,31 +186,6 @@ class OptimizerMixin(Attributes):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    def _get_learning_rate(self):
-        """Read the learning rate for the log.
-
-        **Beware:** it is that of the *next* update, because the scheduler has already stepped; and of the first group
-        of parameters only.
-
-        Returns:
-            The learning rate, a float; 0 while DeepSpeed's loss scaler has not let the scheduler start.
-
-        Source: trainer_pt_utils.py 840-860
-        """
-        if self.is_deepspeed_enabled:
-            try:
-                rate = self.lr_scheduler.get_last_lr()[0]
-            except AssertionError as error:
-                if "need to call step" not in str(error):
-                    raise
-                logger.warning("tried to get lr value before scheduler/optimizer started stepping, returning lr=0")
-                rate = 0
-        elif isinstance(self.lr_scheduler, ReduceLROnPlateau):
-            rate = self.optimizer.param_groups[0]["lr"]  # before torch 2.2 it has no last rate before its first step
-        else:
-            rate = self.lr_scheduler.get_last_lr()[0]
-        return rate.item() if torch.is_tensor(rate) else rate
 
 
 def _import_optimizer(module_name: str, class_name: str, message_if_missing: str) -> Any:
@@ -233,7 +207,7 @@ def _keep_embeddings_in_32_bits(model: nn.Module) -> None:
     In 4.31.0 no name of `optim` leads to the class `Adam8bit` any more, so only a changed
     `get_optimizer_cls_and_kwargs` gets here.
 
-    Source: trainer.py 1015-1027
+    Source: trainer.py 997-1009
     """
     import bitsandbytes
 

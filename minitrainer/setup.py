@@ -41,7 +41,7 @@ class SetupMixin(Attributes):
         The FSDP and DeepSpeed branches were never run on the hardware.
 
         Writes: accelerator, is_deepspeed_enabled, is_fsdp_enabled
-        Source: trainer.py 3794-3830
+        Source: trainer.py 3799-3830
         """
         self.accelerator = compat.build_accelerator(self.args)
         # Two ways lead here: our own arguments, and `accelerate launch`. The state knows of both.
@@ -66,7 +66,7 @@ class SetupMixin(Attributes):
         Raises: RuntimeError without a model; ValueError for one that cannot be trained as it is.
 
         Writes: model_init
-        Source: trainer.py 343-371
+        Source: trainer.py 349-371
         """
         self.model_init = model_init
         if model is None:
@@ -84,10 +84,10 @@ class SetupMixin(Attributes):
         # without a head fails later, in `compute_loss`.
         if model.__class__.__name__ in MODEL_MAPPING_NAMES:
             raise ValueError(
-                f"The model you have picked ({model.__class__.__name__}) cannot be used as is for training: it only "
-                "computes hidden states and does not accept any labels. You should choose a model with a head "
-                "suitable for your task like any of the `AutoModelForXxx` listed at "
-                "https://huggingface.co/docs/transformers/model_doc/auto."
+                f"The model you have picked ({model.__class__.__name__}) cannot be used as is for training: it only"
+                " computes hidden states and does not accept any labels. You should choose a model with a head"
+                " suitable for your task like any of the `AutoModelForXxx` listed at"
+                " https://huggingface.co/docs/transformers/model_doc/auto."
             )
         return model
 
@@ -103,7 +103,7 @@ class SetupMixin(Attributes):
         Raises:
             RuntimeError: if `model_init` takes more than one argument, or returns None.
 
-        Source: trainer.py 1235-1247
+        Source: trainer.py 1249-1261
         """
         argument_count = number_of_arguments(self.model_init)
         if argument_count > 1:
@@ -117,7 +117,7 @@ class SetupMixin(Attributes):
         """Find out whether the model's layers already sit on several devices, and refuse quantized models.
 
         Writes: is_model_parallel
-        Source: trainer.py 373-406
+        Source: trainer.py 373-404
         """
         self.is_model_parallel = bool(getattr(model, "is_parallelizable", False) and model.model_parallel)
         if getattr(model, "hf_device_map", None) is not None:
@@ -144,15 +144,6 @@ class SetupMixin(Attributes):
                 " as the adapters of the `peft` library, and freeze the rest."
             )
 
-    def _move_model_to_device(self, model, device):
-        """Move the model's tensors, in place. On XLA, tie again the weights that moving has untied.
-
-        Source: trainer.py 738-742
-        """
-        model = model.to(device)
-        if self.args.parallel_mode == ParallelMode.TPU and hasattr(model, "tie_weights"):
-            model.tie_weights()
-
     # -- sharding and precision --------------------------------------------------------------------------
 
     def _choose_sharding(self, args: "TrainingArguments") -> None:
@@ -162,7 +153,7 @@ class SetupMixin(Attributes):
 
         Leaves out: the check for fairscale before 0.3; the import there fails first.
         Writes: sharded_ddp, fsdp, backward_prefetch, forward_prefetch, limit_all_gathers
-        Source: trainer.py 408-472
+        Source: trainer.py 406-470
         """
         self.sharded_ddp = self.fsdp = None
         if len(args.sharded_ddp) > 0:
@@ -183,18 +174,17 @@ class SetupMixin(Attributes):
 
         if len(args.fsdp) > 0:
             if self.is_deepspeed_enabled:
-                raise ValueError(
-                    "Using --fsdp xxx together with --deepspeed is not possible, deactivate one of those flags."
-                )
-            if not args.fsdp_config["xla"] and args.parallel_mode != ParallelMode.DISTRIBUTED:
+                both = "--fsdp xxx together with --deepspeed"
+                raise ValueError(f"Using {both} is not possible, deactivate one of those flags.")
+            if not self.args.fsdp_config["xla"] and args.parallel_mode != ParallelMode.DISTRIBUTED:
                 raise ValueError("Using fsdp only works in distributed training.")
             if version.parse(version.parse(torch.__version__).base_version) < version.parse("1.12.0"):
                 raise ValueError("FSDP requires PyTorch >= 1.12.0")
             from torch.distributed.fsdp.fully_sharded_data_parallel import BackwardPrefetch, ShardingStrategy
 
-            for option in (FSDPOption.FULL_SHARD, FSDPOption.SHARD_GRAD_OP, FSDPOption.NO_SHARD):
-                if option in args.fsdp:
-                    self.fsdp = getattr(ShardingStrategy, option.name)
+            for strategy in (FSDPOption.FULL_SHARD, FSDPOption.SHARD_GRAD_OP, FSDPOption.NO_SHARD):
+                if strategy in args.fsdp:
+                    self.fsdp = getattr(ShardingStrategy, strategy.name)
                     break
             config = self.args.fsdp_config
             wants_post = "backward_post" in config.get("backward_prefetch", [])
@@ -211,10 +201,10 @@ class SetupMixin(Attributes):
 
         Raises: ValueError or ImportError for a combination that cannot work.
 
-        Leaves out: scalers for FSDP and XLA (653-664). Only fairscale's can be reached in 4.31.0.
+        Leaves out: scalers for FSDP and XLA (634-645). Only fairscale's can be reached in 4.31.0.
         Writes: use_apex, use_cuda_amp, use_cpu_amp, do_grad_scaling, amp_dtype, scaler, args.fp16,
             args.half_precision_backend
-        Source: trainer.py 590-687
+        Source: trainer.py 582-667
         """
         self.use_apex = self.use_cuda_amp = self.use_cpu_amp = self.do_grad_scaling = False
 
@@ -278,7 +268,7 @@ class SetupMixin(Attributes):
         precision casts it first.
 
         Writes: place_model_on_device, args._n_gpu
-        Source: trainer.py 474-506
+        Source: trainer.py 472-503
         """
         is_half_evaluation = (args.fp16_full_eval or args.bf16_full_eval) and not args.do_train
         is_sharded = (
@@ -296,6 +286,15 @@ class SetupMixin(Attributes):
         if self.is_model_parallel:
             self.args._n_gpu = 1  # else the model would be copied to every device by DataParallel
 
+    def _move_model_to_device(self, model, device):
+        """Move the model's tensors, in place. On XLA, tie again the weights that moving has untied.
+
+        Source: trainer.py 740-744
+        """
+        model = model.to(device)
+        if self.args.parallel_mode == ParallelMode.TPU and hasattr(model, "tie_weights"):
+            model.tie_weights()
+
     # -- callbacks -----------------------------------------------------------------------------------------
 
     def add_callback(self, callback):
@@ -304,7 +303,7 @@ class SetupMixin(Attributes):
         Args:
             callback: a `TrainerCallback` object, or a class of which one is made.
 
-        Source: trainer.py 703-712
+        Source: trainer.py 702-711
         """
         self.callback_handler.add_callback(callback)
 
@@ -317,7 +316,7 @@ class SetupMixin(Attributes):
         Returns:
             The callback, or None if it was not there.
 
-        Source: trainer.py 714-728
+        Source: trainer.py 713-727
         """
         return self.callback_handler.pop_callback(callback)
 
@@ -330,7 +329,7 @@ class SetupMixin(Attributes):
         Raises:
             ValueError: if no such object is there. For a class that is not there, nothing happens.
 
-        Source: trainer.py 730-736
+        Source: trainer.py 729-738
         """
         self.callback_handler.remove_callback(callback)
 
@@ -339,14 +338,14 @@ class SetupMixin(Attributes):
     def is_local_process_zero(self) -> bool:
         """Say whether this is the first process on this machine: the one that shows progress.
 
-        Source: trainer.py 2728-2733
+        Source: trainer.py 2701-2706
         """
         return self.args.local_process_index == 0
 
     def is_world_process_zero(self) -> bool:
         """Say whether this is the first process of all: the one that writes files and reports.
 
-        Source: trainer.py 2735-2745
+        Source: trainer.py 2708-2718
         """
         if compat.is_sagemaker_mp_enabled():
             return compat.sagemaker().rank() == 0  # `process_index` counts groups of model parts there

@@ -45,7 +45,7 @@ class StepMixin(Attributes):
         Raises:
             RuntimeError: if the loss is not a single number.
 
-        Source: trainer.py 2634-2675
+        Source: trainer.py 2628-2667
         """
         model.train()  # an evaluation may have come between
         inputs = self._prepare_inputs(inputs)
@@ -96,9 +96,9 @@ class StepMixin(Attributes):
             ValueError: if the batch is empty: the model takes none of the columns of the data set.
             TypeError: if there is no batch at all.
 
-        Source: trainer.py 2593-2609
+        Source: trainer.py 2590-2604
         """
-        inputs = self._prepare_input(inputs)
+        inputs: Any = self._prepare_input(inputs)  # type: ignore[no-redef]
         if inputs is None:
             raise TypeError(
                 "object of type 'NoneType' has no len(): the data loader gave no batch. With `dataloader_drop_last` a"
@@ -122,7 +122,7 @@ class StepMixin(Attributes):
         Returns:
             The same structure; a tensor that is on the device already is not copied.
 
-        Source: trainer.py 2574-2591
+        Source: trainer.py 2572-2588
         """
         if isinstance(data, Mapping):
             return type(data)({key: self._prepare_input(value) for key, value in data.items()})  # type: ignore[call-arg]
@@ -145,7 +145,7 @@ class StepMixin(Attributes):
         Returns:
             A context manager.
 
-        Source: trainer.py 2611-2615
+        Source: trainer.py 2606-2610
         """
         return self.autocast_smart_context_manager()
 
@@ -161,7 +161,7 @@ class StepMixin(Attributes):
         Returns:
             A context manager.
 
-        Source: trainer.py 2617-2632
+        Source: trainer.py 2612-2626
         """
         if self.use_cpu_amp:
             return torch.autocast("cpu", cache_enabled=cache_enabled, dtype=self.amp_dtype)
@@ -191,7 +191,7 @@ class StepMixin(Attributes):
             ValueError: if the model returned a dict without a loss.
 
         Writes: _past
-        Source: trainer.py 2677-2711
+        Source: trainer.py 2669-2699
         """
         labels = inputs.pop("labels") if self.label_smoother is not None and "labels" in inputs else None
         outputs = model(**inputs)

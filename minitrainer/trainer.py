@@ -53,7 +53,7 @@ from .wrapping import WrappingMixin
 
 logger = get_logger(__name__)
 
-DEFAULT_CALLBACKS = [DefaultFlowCallback]
+DEFAULT_CALLBACKS: list[Any] = [DefaultFlowCallback]
 """What every Trainer has, before the reporters, the user's callbacks and the progress bar, in this order."""
 
 
@@ -138,7 +138,7 @@ class Trainer(
             hp_search_backend, use_tune_checkpoints, label_names, can_return_loss, _train_batch_size,
             _created_lr_scheduler
         Events: on_init_end
-        Source: trainer.py 314-701
+        Source: trainer.py 311-700
         """
         # -- arguments and randomness ------------------------------------------------------------------
         if args is None:
@@ -175,7 +175,7 @@ class Trainer(
         self._check_optimizers(model_init)
 
         # -- callbacks ---------------------------------------------------------------------------------
-        all_callbacks = DEFAULT_CALLBACKS + get_reporting_integration_callbacks(self.args.report_to)
+        all_callbacks: list[Any] = DEFAULT_CALLBACKS + get_reporting_integration_callbacks(self.args.report_to)
         if callbacks is not None:
             all_callbacks = all_callbacks + callbacks
         self.callback_handler = CallbackHandler(
@@ -207,9 +207,7 @@ class Trainer(
             is_local_process_zero=self.is_local_process_zero(), is_world_process_zero=self.is_world_process_zero()
         )
         self.control = TrainerControl()
-        self.current_flos = 0
-        self.hp_search_backend = None
-        self.use_tune_checkpoints = False
+        self.current_flos, self.hp_search_backend, self.use_tune_checkpoints = 0, None, False
         default_label_names = find_labels(self.model.__class__)
         self.label_names = default_label_names if self.args.label_names is None else self.args.label_names
         self.can_return_loss = can_return_loss(self.model.__class__)
@@ -225,7 +223,7 @@ class Trainer(
     def _check_optimizers(self, model_init: Any) -> None:
         """Refuse an optimizer whose parameters will not be those of the model.
 
-        Source: trainer.py 508-536
+        Source: trainer.py 512-538
         """
         if self.optimizer is None and self.lr_scheduler is None:
             return
@@ -255,7 +253,7 @@ class Trainer(
 
         Raises: OSError, with the argument's name, if it cannot be made.
 
-        Source: trainer.py 560-561
+        Source: trainer.py 558-559
         """
         try:
             os.makedirs(self.args.output_dir, exist_ok=True)
@@ -266,7 +264,7 @@ class Trainer(
     def _check_data(self, args: TrainingArguments) -> None:
         """Refuse collators and data sets that would fail only later.
 
-        Source: trainer.py 563-584
+        Source: trainer.py 561-578
         """
         if not callable(self.data_collator) and callable(getattr(self.data_collator, "collate_batch", None)):
             raise ValueError("The `data_collator` should be a simple callable (function, class with `__call__`).")

@@ -45,7 +45,7 @@ class WrappingMixin(Attributes):
             The wrapped model, or the same object.
 
         Writes: optimizer, jit_compilation_time, accelerator.ddp_handler
-        Source: trainer.py 1326-1458
+        Source: trainer.py 1329-1458
         """
         # -- whole-model optimizers --------------------------------------------------------------------
         if self.args.use_ipex:
@@ -86,7 +86,7 @@ class WrappingMixin(Attributes):
             if finds_unused is None:
                 # Looking for unused parameters visits them twice under gradient checkpointing, which DDP refuses.
                 finds_unused = not (isinstance(model, PreTrainedModel) and model.is_gradient_checkpointing)
-            options = {"find_unused_parameters": finds_unused}
+            options: dict[str, Any] = {"find_unused_parameters": finds_unused}
             if self.args.ddp_bucket_cap_mb is not None:
                 options["bucket_cap_mb"] = self.args.ddp_bucket_cap_mb
             if self.args.ddp_broadcast_buffers is not None:
@@ -109,7 +109,7 @@ class WrappingMixin(Attributes):
             ImportError: if the extension is missing or made for another torch.
 
         Writes: optimizer
-        Source: trainer.py 1299-1324
+        Source: trainer.py 1306-1327
         """
         if not compat.is_ipex_available():
             raise ImportError(
@@ -142,9 +142,9 @@ class WrappingMixin(Attributes):
         Returns:
             The traced and frozen model, or the same one, after a warning, if tracing failed.
 
-        Leaves out: tracing by position for torch before 2.0 (1275-1281).
+        Leaves out: tracing by position for torch before 2.0 (1287-1293).
         Writes: use_cpu_amp, use_cuda_amp
-        Source: trainer.py 1249-1297
+        Source: trainer.py 1263-1304
         """
         if training:
             return model
@@ -178,7 +178,7 @@ class WrappingMixin(Attributes):
         The one place where `self.model` becomes a wrapped model.
 
         Writes: model
-        Source: trainer.py 1360-1377
+        Source: trainer.py 1363-1379
         """
         from fairscale.nn.data_parallel import FullyShardedDataParallel, ShardedDataParallel
         from fairscale.nn.wrap import auto_wrap
@@ -203,7 +203,7 @@ class WrappingMixin(Attributes):
         Raises: ImportError without torch-xla 2.0; Exception for a layer class that the model does not have.
 
         Writes: model
-        Source: trainer.py 1379-1431
+        Source: trainer.py 1380-1432
         """
         try:
             from torch_xla.distributed.fsdp import XlaFullyShardedDataParallel as FSDP
@@ -229,7 +229,7 @@ class WrappingMixin(Attributes):
                 return FSDP(checkpoint_module(module), *args, **kwargs)
 
         self.model = FSDP(model, auto_wrap_policy=policy, auto_wrapper_callable=wrapper, **self.args.xla_fsdp_config)
-        xla = compat.xla_model()
+        xla: Any = compat.xla_model()
 
         def step_without_reducing(optimizer, barrier=False, optimizer_args=None):
             loss = optimizer.step(**(optimizer_args or {}))
