@@ -33,15 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_args(words[:split]), words[split + 1 :]
     if options.scenario:
         return _run_scenario(options, rest)
-    from .session import run_script
+    from .script import run_script
 
     return run_script(options.script, rest, options.out)
 
 
 def _run_scenario(options: argparse.Namespace, rest: list[str]) -> int:
-    # What the Trainer writes stays with its trace, unless the user says where.
-    if not any(word.split("=")[0] == "--output_dir" for word in rest):
-        rest = [*rest, "--output_dir", str(options.out / "output")]
+    # What the Trainer writes stays with its trace, unless the user says where: a later word outweighs this one.
+    rest = ["--output_dir", str(options.out / "output"), *rest]
     try:
         library = importlib.import_module(options.library)
         run = scenarios.program(options.scenario)

@@ -26,7 +26,7 @@ from ..errors import UsageError
 from .flows import FLOWS
 
 DATA_FOLDER = Path(__file__).parent / "data"
-"""The texts, the tokenizer and the model configs that come with the package; `CREDITS.md` there names the sources."""
+"""The texts, the tokenizer and the model configs that come with the package; `LICENSES.md` there names the sources."""
 
 SCENARIOS = {
     "run_glue": "classify sentences (SST-2's form) or pairs of them (MRPC's form) with a small BERT",
