@@ -1,0 +1,93 @@
+"""Says whether every logged loss of a run follows from its recorded numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from minitrainer.trace.lossmath import Derivation
+from minitrainer.trace.ranks import Run, derivations, ending
+from minitrainer.trace.render.escape import printable
+from minitrainer.trace.render.words import counted, exact
+
+MOST_FAILURES = 20
+"""Losses that do not follow and are told one by one; the others are counted."""
+
+
+class Verdict:
+    """The outcome of a verification.
+
+    Attributes:
+        looked_at: logged losses by name.
+        links: links of their derivations, each one operation of the Trainer computed again.
+        failures: one sentence for each loss that does not follow, at most `MOST_FAILURES` of them.
+        failed: how many do not follow.
+        notes: what was taken on trust.
+        findings: what is wrong with the files (a rank without a file, a cut trace).
+    """
+
+    def __init__(self) -> None:
+        self.looked_at: Counter[str] = Counter()
+        self.links = 0
+        self.failures: list[str] = []
+        self.failed = 0
+        self.notes: Counter[str] = Counter()
+        self.findings: list[str] = []
+
+    @property
+    def passed(self) -> bool:
+        """True if all logged losses follow. A trace without any shows nothing, and does not pass."""
+        return not self.failed and bool(self.looked_at)
+
+    def lines(self) -> list[str]:
+        """Return the outcome for people."""
+        lines = [f"does not follow: {failure}" for failure in self.failures]
+        if self.failed > len(self.failures):
+            lines.append(f"… and {self.failed - len(self.failures):,} more")
+        for note, count in self.notes.items():
+            lines.append(f"note: {note}" + (f" ({count} times)" if count > 1 else ""))
+        lines += [f"note: {finding}" for finding in self.findings]
+        if not self.looked_at:
+            return [*lines, "nothing verified: this trace holds no logged loss"]
+        kinds = ", ".join(f"{count:,} {printable(key)}" for key, count in self.looked_at.items())
+        total = sum(self.looked_at.values())
+        outcome = "all follow" if self.passed else f"{self.failed:,} of {total:,} do not follow"
+        lines.append(
+            f"{counted(total, 'logged value')} derived again ({kinds}), {counted(self.links, 'link')}: {outcome}"
+        )
+        return lines
+
+
+def verify(run: Run) -> Verdict:
+    """Derive every logged loss of every rank again, with the ranks of one log joined."""
+    verdict = Verdict()
+    for rank, derivation in derivations(run):
+        verdict.looked_at[derivation.key] += 1
+        verdict.links += len(derivation.links)
+        verdict.notes.update(derivation.notes)
+        if not derivation.follows:
+            verdict.failed += 1
+            if len(verdict.failures) < MOST_FAILURES:
+                verdict.failures.append(_failure(rank, derivation))
+    verdict.findings = [*run.findings, *(line for reading in run.readings.values() for line in ending(reading))]
+    for reading in run.readings.values():
+        if reading.end is not None and reading.end.rows != reading.rows - 1:
+            # Rows were taken out or put in after the recording: what is left proves nothing.
+            verdict.failed += 1
+            verdict.failures.append(f"rank {reading.head.rank}: {ending(reading)[0]}")
+    return verdict
+
+
+def _failure(rank: int, derivation: Derivation) -> str:
+    where = f"rank {rank}, step {derivation.step}: {printable(derivation.key)} {exact(derivation.logged)}"
+    broken = derivation.broken
+    if broken is None:
+        return f"{where}, which no recorded number leads to"
+    if broken.derived is None:
+        return f"{where}, because {printable(broken.what)} can't be derived: {broken.how}"
+    return (
+        f"{where}, because {printable(broken.what)} is recorded as {exact(broken.recorded)} and comes out as "
+        f"{exact(broken.derived)} ({broken.how})"
+    )
+
+
+# Read next: statistics.py, which counts what a trace holds.
