@@ -90,13 +90,22 @@ def test_choices_declared_beside_the_arguments(kind: str) -> None:
 # -- making them ---
 
 
+def best_by_steps(eval_steps: float, save_steps: float) -> dict[str, Any]:
+    """Arguments that track the best model, with two intervals that may not go together."""
+    best = {"load_best_model_at_end": True, "evaluation_strategy": "steps"}
+    return {"output_dir": "out", "eval_steps": eval_steps, "save_steps": save_steps, **best}
+
+
 @settings(max_examples=300)
 @given(values=arguments())
 @example(values={"output_dir": "out"})
 @example(values={"output_dir": None})
-@example(
-    values={"output_dir": "out", "load_best_model_at_end": True, "evaluation_strategy": "steps", "eval_steps": 0.3}
-)
+@example(values=best_by_steps(0.3, 500))
+@example(values=best_by_steps(0.3, 0.5))
+@example(values=best_by_steps(0.1, 0.3))
+@example(values=best_by_steps(0.25, 0.5))
+@example(values=best_by_steps(3, 500))
+@example(values=best_by_steps(4, 8))
 @example(values={"output_dir": "out", "push_to_hub_model_id": "x", "push_to_hub_organization": "we"})
 @example(values={"output_dir": "out", "deepspeed": "no/such/config.json"})
 @example(values={"output_dir": "out", "fsdp": ["full_shard", "auto_wrap"], "fsdp_min_num_params": 3})
