@@ -148,7 +148,7 @@ def _what_pip_meant(said: list[str], workshop: Workshop) -> UsageError:
         return not_writable(workshop.place)
 
     # pip names the package that it could not find and the versions that the index has. Of an index that it could not
-    # reach, it says that it has none, and nothing else.
+    # reach it says the same: that it has none. What tells the two apart is whether anything else was found.
     missing = re.search(
         r"Could not find a version that satisfies the requirement ([\w.-]+)(.*?)\s*(?:\(from [^v].*\) )?"
         r"\(from versions: (.*?)\)$",
@@ -157,7 +157,8 @@ def _what_pip_meant(said: list[str], workshop: Workshop) -> UsageError:
     )
     offered = [] if missing is None or missing[3] == "none" else missing[3].split(", ")
     tried_again = re.search(r"Retrying \(|Max retries exceeded|Could not fetch URL|Name or service not known", text)
-    if missing is not None and offered and not tried_again:
+    found_others = re.search(r"^\s*(Downloading|Using cached|Processing) ", text, re.MULTILINE)
+    if missing is not None and (offered or found_others) and not tried_again:
         pin = f"{missing[1]} {missing[2].strip(' =')}".rstrip()
         exact = missing[2].strip(" =")
         needs_python = re.search(rf"(?<![\d.]){re.escape(exact)} Requires-Python ([^;\s]+)", text)

@@ -79,7 +79,8 @@ COMES_WITH_TORCH = {
 
 # Taken from the environment when it has them in a fitting version. numpy must be the one that torch was loaded with;
 # pyarrow and pandas are three quarters of the megabytes and do nothing that a Trainer's numbers depend on.
-SHARED_WHEN_INSTALLED = ("numpy", "pandas", "pyarrow", "python-dateutil", "pytz", "six", "tzdata")
+NEEDED_BY_PANDAS = ("python-dateutil", "pytz", "six", "tzdata")  # some of them, depending on the pandas
+SHARED_WHEN_INSTALLED = ("numpy", "pandas", "pyarrow", *NEEDED_BY_PANDAS)
 
 # What takes the place of a tokenizers that has no wheel for a Python newer than it, under the old one's number.
 # transformers checks that number at import, in the metadata alone, and the newer code does what the older did.
@@ -281,6 +282,8 @@ def leave_out_what_is_shared(plan: list[Requirement]) -> tuple[list[Requirement]
             shared[requirement.name] = requirement.shared_range
         else:
             left.append(requirement)
+    if "pandas" in shared:  # it has what it needs already, or needs less than the plan's pandas
+        left = [requirement for requirement in left if requirement.name not in NEEDED_BY_PANDAS]
     return left, shared
 
 
