@@ -332,9 +332,7 @@ class _RowDecoder:
             by, file, line = self.names[row[4]]
             how = self.names[row[5]] if len(row) > 5 else "set"
             new = bool(row[3])
-            return events.Flag(
-                at=at, flag=FLAGS[row[2]], old=not new, new=new, by=by, file=file, line=line, how=how
-            )
+            return events.Flag(at=at, flag=FLAGS[row[2]], old=not new, new=new, by=by, file=file, line=line, how=how)
         if kind == STATE:
             by, file, line = self.names[row[5]]
             how = self.names[row[6]] if len(row) > 6 else "set"
@@ -420,10 +418,14 @@ def canonical(records: Iterable[Record]) -> Iterator[Record]:
         yield record
 
 
+PORTABLE_VERSIONS = ("transformers", "accelerate")
+"""What decides how a Trainer behaves. Python's and torch's versions do not: the losses of the flow scenarios are exact."""
+
+
 def portable(records: Iterable[Record]) -> Iterator[Record]:
     """Bring records to the portable canonical level: all that two implementations of one behaviour share.
 
-    On top of `canonical`, left out are: hooks; file and line of authors; the mixin that holds a method; modules of
+    On top of `canonical`, left out are: versions but `PORTABLE_VERSIONS`; hooks; file and line of authors; the mixin that holds a method; modules of
     class names; and calls of methods that the library defines and 4.31.0 does not have (`Call.private`), whose
     content moves up one level. An author inside such a method becomes the innermost public method around it.
     Methods that a user's subclass defines stay, whatever their name. Two files of this level are equal after their
@@ -435,7 +437,8 @@ def portable(records: Iterable[Record]) -> Iterator[Record]:
     for record in canonical(records):
         kind = type(record)
         if kind is events.Head:
-            record = msgspec.structs.replace(record, form="portable", hooks=[], unhooked={})
+            versions = {name: record.versions[name] for name in PORTABLE_VERSIONS if name in record.versions}  # type: ignore[attr-defined]
+            record = msgspec.structs.replace(record, form="portable", versions=versions, hooks=[], unhooked={})
         elif kind is events.Call:
             calls.append((f"{record.cls}.{record.method}", record.private))  # type: ignore[attr-defined]
             if record.private:  # type: ignore[attr-defined]
@@ -639,7 +642,11 @@ def sample_trace(steps: int = 4, accumulation: int = 2, logging_steps: int = 2, 
         if name in ("on_step_end", "on_epoch_end"):
             add(events.Callback(callback="DefaultFlowCallback", event=name))
             if name == "on_step_end" and step % logging_steps == 0:
-                site = {"by": "DefaultFlowCallback.on_step_end", "file": "transformers/trainer_callback.py", "line": 429}
+                site = {
+                    "by": "DefaultFlowCallback.on_step_end",
+                    "file": "transformers/trainer_callback.py",
+                    "line": 429,
+                }
                 add(events.Flag(flag="should_log", old=False, new=True, **site))  # type: ignore[arg-type]
             add(events.CallbackEnd(callback="DefaultFlowCallback"))
         raised = ["should_log"] if name == "on_step_end" and step % logging_steps == 0 else []
@@ -709,7 +716,11 @@ def sample_trace(steps: int = 4, accumulation: int = 2, logging_steps: int = 2, 
         leave("_maybe_log_save_evaluate", 2)
     event("on_epoch_end", steps, 1.0)
     rest = float(sum(value for value in micro if isinstance(value, float)))
-    add(events.TrainLoss(total=total, rest=rest, micro=micro, steps=steps, logged=(total + rest) / steps, verified=True))
+    add(
+        events.TrainLoss(
+            total=total, rest=rest, micro=micro, steps=steps, logged=(total + rest) / steps, verified=True
+        )
+    )
     event("on_train_end", steps, 1.0)
     leave("_inner_training_loop", 1)
     leave("train", 0)

@@ -24,7 +24,7 @@ from minitrainer.trace.session import Session, trace_library
 TRAINER_MODULES = ("transformers.trainer", "minitrainer.trainer")
 
 
-def run_script(script: str, arguments: Sequence[str], folder: str | os.PathLike[str]) -> list[Session]:
+def run_script(script: str | os.PathLike[str], arguments: Sequence[str], folder: str | os.PathLike[str]) -> int:
     """Run a script as `python SCRIPT ARGUMENTS` would, and record its Trainers.
 
     Args:
@@ -33,12 +33,13 @@ def run_script(script: str, arguments: Sequence[str], folder: str | os.PathLike[
         folder: folder for the recordings.
 
     Returns:
-        The finished sessions, one a library whose Trainer the script imported; an empty list says that it never did.
+        The script's exit status.
 
     Raises:
-        UsageError: where the script can't be read.
-        BaseException: whatever the script raises, `SystemExit` included, untouched and after the trace was closed.
+        UsageError: where there is no such script, or where it ended well without ever importing a Trainer.
+        Exception: whatever the script raises, untouched, after the trace was closed.
     """
+    script = os.fspath(script)
     if not os.path.isfile(script):
         raise UsageError(f"{script}: no such script")
     sessions: list[Session] = []
@@ -60,6 +61,8 @@ def run_script(script: str, arguments: Sequence[str], folder: str | os.PathLike[
     sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
     try:
         runpy.run_path(script, run_name="__main__")
+    except SystemExit as ending:
+        return _exit_status(ending)
     except BaseException as error:
         for session in sessions:
             session.stop()
@@ -71,7 +74,17 @@ def run_script(script: str, arguments: Sequence[str], folder: str | os.PathLike[
         sys.argv, sys.path[:] = previous_argv, previous_path
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
-    return sessions
+    if not sessions:
+        raise UsageError(f"{script} has run, but it imported no Trainer: there is nothing to show")
+    return 0
+
+
+def _exit_status(ending: SystemExit) -> int:
+    """What Python makes of the argument of `sys.exit`."""
+    if ending.code is None or isinstance(ending.code, int):
+        return ending.code or 0
+    print(ending.code, file=sys.stderr)
+    return 1
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
