@@ -63,6 +63,9 @@ def install(pins: list[str], folder: Path, workshop: Workshop) -> None:
     arguments = ["--no-deps", "--no-compile", "--target", str(folder), "-r", str(requirements)]
     packages_seen = 0
     for line in _pip(arguments, workshop):
+        collecting = re.match(r"Collecting ([^=\s]+)==", line)
+        if collecting:
+            workshop.progress.wait(f"fetching {collecting[1]}", in_pipe=False)
         wheel = re.match(
             r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s]+?)-([^-\s]+)-\S+\.whl(.*)$", line
         )
@@ -223,10 +226,15 @@ class Progress:
             erase = "\r\x1b[K" if self.is_terminal else ""
             print(f"{erase}{self._elapsed()}  {text}", file=self.stream, flush=True)
 
-    def wait(self, text: str) -> None:
-        """Say what is being done now, and for how long, until the next line."""
+    def wait(self, text: str, *, in_pipe: bool = True) -> None:
+        """Say what is being done now, and for how long, until the next line.
+
+        Args:
+            text: what, as in "fetching tqdm".
+            in_pipe: say it also where nothing ticks. Not worth a line when the next one follows in a moment.
+        """
         with self.mutex:
-            if text != self.waiting_for and not self.is_terminal:
+            if in_pipe and text != self.waiting_for and not self.is_terminal:
                 print(f"{self._elapsed()}  {text} …", file=self.stream, flush=True)
             self.waiting_for = text
 

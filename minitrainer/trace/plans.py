@@ -210,7 +210,7 @@ def resolve(version: str, workshop: Workshop) -> list[Requirement]:
 
     # -- the heads alone ---
     # accelerate asks for torch, so pip may see what it asks for only line by line.
-    workshop.progress.wait("asking the index for its metadata")
+    workshop.progress.wait(f"asking the index about transformers {version}")
     try:
         heads = fetching.report(["--no-deps", f"transformers=={version}", wanted.pop("accelerate")], workshop)
     except NotOnIndex as error:
@@ -249,7 +249,7 @@ def resolve(version: str, workshop: Workshop) -> list[Requirement]:
         if name not in COMES_WITH_TORCH:
             shared_range = _lowest_asked_of(name, packages) if name in SHARED_WHEN_INSTALLED else None
             plan.append(Requirement(name, package["version"], shared_range, stands_in_for.get(name)))
-    workshop.progress.line(f"resolved from its metadata: {len(plan)} packages")
+    workshop.progress.line(f"transformers {version}: resolved from its metadata, {len(plan)} packages")
     return sorted(plan, key=lambda requirement: requirement.name)
 
 

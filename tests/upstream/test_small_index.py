@@ -231,6 +231,21 @@ def test_an_interrupted_add_is_never_taken_for_a_whole_one(place, moment):
     assert new == upstream.find("4.56.2")
 
 
+def test_ctrl_c_leaves_nothing(place):
+    child = trace("upstream", "add", "4.56.2")
+    deadline = time.monotonic() + 60
+    while not list(place.glob(".adding-*/report.json")):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in stderr
+    assert leftovers(place) == []
+    assert upstream._version_folders(place) == []
+
+
 def test_a_folder_without_its_completion_file_does_not_count(added):
     (added.folder / upstream.COMPLETION_FILE).unlink()
     with pytest.raises(UsageError, match="not at hand"):
@@ -258,6 +273,17 @@ def test_a_version_that_does_not_import_is_not_completed(place, index, tmp_path,
         upstream.add("4.56.2", progress_to=io.StringIO())
     assert upstream._version_folders(place) == []
     assert leftovers(place) == []
+
+
+def test_what_a_shared_pandas_does_without_is_not_added(monkeypatch):
+    """pandas needs tzdata on some systems only: an environment whose pandas does without is not given one."""
+    plan = [plans.Requirement(name, "1.0", shared_range="") for name in ("numpy", "pandas", "tzdata")]
+    there = {"numpy": "2.4", "pandas": "3.0"}
+    monkeypatch.setattr(plans, "installed_version", there.get)
+    assert plans.leave_out_what_is_shared(plan) == ([], {"numpy": "", "pandas": ""})
+    del there["pandas"]
+    left, shared = plans.leave_out_what_is_shared(plan)
+    assert ([requirement.name for requirement in left], shared) == (["pandas", "tzdata"], {"numpy": ""})
 
 
 # -- what can't be had ---
