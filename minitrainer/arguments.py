@@ -988,6 +988,8 @@ class TrainingArguments:
     def to_json_string(self) -> str:
         """`to_dict` as JSON.
 
+        **Beware:** read back by `parse_json_file`, the placeholders of the tokens come back as tokens.
+
         Raises:
             TypeError: if a field holds something that JSON cannot, such as a DeepSpeed object.
         """

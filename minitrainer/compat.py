@@ -93,7 +93,10 @@ def start_distributed_state(cpu: bool = False, backend: str | None = None, **opt
     rank_count = next((int(os.environ[name]) for name in rank_counts if name in os.environ), 1)
     cpu = cpu or (rank_count > 1 and not has_accelerator)
     was_launched_on_gpu = has_accelerator and not cpu and int(os.environ.get("LOCAL_RANK", -1)) != -1
-    return PartialState(cpu=cpu, backend=backend if was_launched_on_gpu else None, **options)
+    state = PartialState(cpu=cpu, backend=backend if was_launched_on_gpu else None, **options)
+    if state.device.type == "cpu":
+        state.device = torch.device("cpu")  # newer ones number it by rank, "cpu:1", as no tensor's device does
+    return state
 
 
 # -- optimizers and schedulers ------------------------------------------------------------------------
