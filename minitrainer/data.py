@@ -207,8 +207,9 @@ class DataMixin(Attributes):
     def _get_train_sampler(self) -> torch.utils.data.Sampler | None:
         """Choose the order of training: random, or random among samples of similar length.
 
-        The random sampler draws its seed from torch's global generator each time an epoch begins; that is how
-        `args.seed` and the resumed random state reach the order of the data.
+        **Beware:** on several ranks `args.seed` does not change the order of the data. The ranks share a generator, and
+        accelerate 0.21 makes it with torch's fixed default seed. On one rank the sampler draws its seed from torch's
+        global generator each time an epoch begins; that is how `args.seed` and a resumed random state reach the order.
 
         Returns:
             The sampler, or None for a data set without a length.
@@ -217,8 +218,10 @@ class DataMixin(Attributes):
         """
         if self.train_dataset is None or not has_length(self.train_dataset):
             return None
+        # Later versions of accelerate would seed it from the global generator: made here, the order is the same in all.
+        generator = torch.Generator() if self.args.world_size > 1 else None
         if not self.args.group_by_length:
-            return RandomSampler(self.train_dataset)
+            return RandomSampler(self.train_dataset, generator=generator)
 
         lengths = None  # then the sampler measures every sample itself
         length_column = self.args.length_column_name
@@ -229,6 +232,7 @@ class DataMixin(Attributes):
             dataset=self.train_dataset,
             lengths=lengths,
             model_input_name=self.tokenizer.model_input_names[0] if self.tokenizer is not None else None,
+            generator=generator,
         )
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler | None:

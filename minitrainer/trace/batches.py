@@ -72,12 +72,16 @@ class Batches:
         self._remember(tensor, index, None)
 
     def batch_was_moved(self, before: Any, after: Any, label_name: str) -> None:
-        """Follow a batch that was copied to a device; take its digest while it is still in the host's memory."""
+        """Follow a batch that was copied to a device; take its digest while it is still in the host's memory.
+
+        Ranks on CPUs copy too: later versions of accelerate name the device "cpu:0", and torch takes that for another.
+        """
         source, target = self._first_tensor(before), self._first_tensor(after)
         if source is None or target is None or source is target or source.device.type != "cpu":
             return
         known = self._recall(source)
-        self._remember(target, known[0] if known else None, self.identify(before, label_name))
+        identity = self.identify(before, label_name) if target.device.type != "cpu" else None
+        self._remember(target, known[0] if known else None, identity)
 
     # -- where the Trainer trains ------------------------------------------------------
 

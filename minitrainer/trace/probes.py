@@ -11,7 +11,7 @@ Nothing in a Trainer is edited. While an `Observer` is attached, these attribute
     the scheduler's class         step
     DataLoader's iterator         __next__, _next_index
     two module functions          transformers.trainer.nested_gather (since the 5 series, in place of a method),
-                                  accelerate.data_loader.send_to_device (only where there is a GPU)
+                                  accelerate.data_loader.send_to_device
 
 A hook first asks whether the object is the observed one, and on the thread that is observed; if not, it calls the
 original and that is all. What a version lacks is listed in the head (`unhooked`). An error inside a hook becomes a
@@ -1118,7 +1118,7 @@ class Observer:
         self.patches.replace(iterator_class, "__next__", __next__)
         self.patches.replace(iterator_class, "_next_index", _next_index)
         data_loader = sys.modules.get("accelerate.data_loader")
-        if data_loader is not None and self.torch.cuda.is_available() and hasattr(data_loader, "send_to_device"):
+        if data_loader is not None and hasattr(data_loader, "send_to_device"):
             hooks = {"_t_before": self._move_begins, "_t_after": self.guarded(self._move_ends)}
             function = data_loader.send_to_device
             if is_plain_function(function):

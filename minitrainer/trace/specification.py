@@ -14,6 +14,7 @@ import argparse
 import importlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -34,26 +35,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="SCENARIO", help="default: all flow scenarios")
     parser.add_argument("--to", type=Path, default=Path("traces"), help="folder; default: %(default)s")
     parser.add_argument("--trainer", default="transformers", choices=["transformers", "minitrainer"])
+    parser.add_argument(
+        "--environment", default=REFERENCE, help="transformers version to run in; 'here' for the installed one"
+    )
     options = parser.parse_args(argv)
     unknown = [name for name in options.names if name not in FLOWS]
     if unknown:
         parser.error(f"no flow scenario is called {unknown[0]}; there are: {', '.join(FLOWS)}")
-    record(options.names or list(FLOWS), options.to, options.trainer)
+    record(options.names or list(FLOWS), options.to, options.trainer, options.environment)
     print(f"recorded {len(options.names or FLOWS)} scenarios in {options.to}")
     return 0
 
 
-def record(names: Iterable[str], to: Path, library: str) -> None:
-    """Record the scenarios `names` under 4.31.0 with the Trainer of `library`, one folder each in `to`.
+def record(names: Iterable[str], to: Path, library: str, environment: str = REFERENCE) -> None:
+    """Record the scenarios `names` with the Trainer of `library`, one folder each in `to`.
 
     All scenarios of equal rank count share one child: a Trainer sets its own seeds, so their order does not matter,
     and the tests prove it by recording some of them alone.
 
-    Raises:
-        UsageError: 4.31.0 is not at hand and can't be added, or a run failed (its output says why).
-    """
-    from . import upstream
+    Args:
+        names: flow scenarios.
+        to: folder that gets one folder for each scenario; what was there under its name is replaced.
+        library: "transformers" or "minitrainer".
+        environment: transformers version whose isolated folder the run happens in; "here" for the installed one.
 
+    Raises:
+        UsageError: the version is not at hand and can't be added, or a run failed (its output says why).
+    """
     by_ranks: dict[int, list[str]] = {}
     for name in names:
         by_ranks.setdefault(FLOWS[name].ranks, []).append(name)
@@ -62,18 +70,36 @@ def record(names: Iterable[str], to: Path, library: str) -> None:
             words = ["-m", "minitrainer.trace.specification", "--in-place", library, work, *group]
             if ranks > 1:
                 words[:0] = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
-            finished = upstream.run_in(
-                REFERENCE,
-                words,
-                env={"OMP_NUM_THREADS": "1"},
-                capture=True,
-                add_if_missing=True,
-                resume_own_checkpoints=True,
-            )
-            if finished.returncode != 0:
-                raise UsageError(f"recording {', '.join(group)} failed:\n{finished.stdout}\n{finished.stderr}")
+            status, said = _run_there(words, environment)
+            if status != 0:
+                raise UsageError(f"recording {', '.join(group)} failed:\n{said}")
         for name in names:
             _write(Path(work) / name, to / name)
+
+
+def _run_there(words: list[str], environment: str) -> tuple[int, str]:
+    """Run this interpreter with `words` in the environment; return its exit status and what it said."""
+    if environment == "here":
+        finished = subprocess.run(
+            [sys.executable, *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return finished.returncode, finished.stdout
+    from . import upstream
+
+    done = upstream.run_in(
+        environment,
+        words,
+        env={"OMP_NUM_THREADS": "1"},
+        capture=True,
+        add_if_missing=True,
+        resume_own_checkpoints=True,
+    )
+    return done.returncode, f"{done.stdout}\n{done.stderr}"
 
 
 def _write(recorded: Path, folder: Path) -> None:

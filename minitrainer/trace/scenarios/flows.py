@@ -26,9 +26,11 @@ class Flow:
         arguments: TrainingArguments by their 4.31.0 names, beyond `COMMON`.
         losses: training rows whose loss is not the usual one (see `scripted.row_loss`).
         eval_curve: what is added to the evaluation loss, by the number of steps done; the last entry stays.
-        actions: "train", "resume:N" (a new trainer goes on from checkpoint-N), "evaluate", "predict".
+        actions: "train", "resume:N" (a new trainer goes on from checkpoint-N), "evaluate", "predict" and
+            "predict-unlabelled".
+        fails: actions that 4.31.0 can't do; the trace shows how they fail.
         stop: ("epoch" or "training", N): a callback raises that stop flag at the end of step N.
-        patience: evaluations without improvement before `EarlyStoppingCallback` stops the run; None for no such callback.
+        patience: evaluations without improvement before `EarlyStoppingCallback` stops the run; None for none.
         iterable: the training set is a stream without length.
         legacy_prediction_loop: evaluate with the older `prediction_loop`.
         ranks: number of processes.
@@ -41,6 +43,7 @@ class Flow:
     losses: dict[int, float] = field(default_factory=dict)
     eval_curve: tuple[float, ...] = (0.0,)
     actions: tuple[str, ...] = ("train",)
+    fails: tuple[str, ...] = ()
     stop: tuple[str, int] | None = None
     patience: int | None = None
     iterable: bool = False
@@ -85,7 +88,9 @@ FLOWS: dict[str, Flow] = {
         eval_rows=4,
         arguments={"evaluation_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
     ),
-    "max-steps-mid-epoch": Flow("max_steps ends the run in the middle of its second epoch", arguments={"max_steps": 6}),
+    "max-steps-mid-epoch": Flow(
+        "max_steps ends the run in the middle of its second epoch", arguments={"max_steps": 6}
+    ),
     "fractional-intervals": Flow(
         "intervals given as fractions of the run: logs at every quarter, evaluations and saves at every half",
         eval_rows=4,
@@ -187,10 +192,13 @@ FLOWS: dict[str, Flow] = {
         iterable=True,
     ),
     "legacy-prediction-loop": Flow(
-        "the older prediction_loop, which only an attribute set by hand still reaches",
+        "the older prediction_loop, reached by an attribute set by hand: it predicts, but can't evaluate",
         eval_rows=6,
         arguments={"per_device_eval_batch_size": 4},
-        actions=("train", "evaluate"),
+        # A loss is repeated for each row of the batch, and this loop asks the data loader for its batch size.
+        # Since accelerate prepares the loader, the answer is None.
+        actions=("train", "predict-unlabelled", "evaluate"),
+        fails=("evaluate",),
         legacy_prediction_loop=True,
     ),
     "two-ranks-uneven": Flow(
