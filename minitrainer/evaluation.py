@@ -273,6 +273,111 @@ class EvaluationMixin(Attributes):
             num_samples=self._samples_evaluated(eval_dataset, dataloader, samples_seen),
         )
 
+    def prediction_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Run the model over one dataloader: the older twin of `evaluation_loop`, deprecated.
+
+        It is used where `args.use_legacy_prediction_loop` is True, which no argument of the command line sets. Unlike
+        its successor it needs a dataloader with a length, counts `eval_accumulation_steps` as batches, and gathers
+        only then. **Beware:** `preprocess_logits_for_metrics` is not called.
+
+        Args:
+            dataloader: with a length.
+            description: `Evaluation` or `Prediction`; only printed.
+            prediction_loss_only: keep losses and drop all else; None means `args.prediction_loss_only`.
+            ignore_keys: keys of the model's output that are not predictions.
+            metric_key_prefix: every metric is named `<prefix>_<name>`.
+
+        Returns:
+            `EvalLoopOutput(predictions, label_ids, metrics, num_samples)`.
+
+        Raises:
+            ValueError: if the dataloader has no length.
+
+        Writes: callback_handler.eval_dataloader, control, _past
+        Events: on_prediction_step
+        Source: trainer.py 3593-3742
+        """
+        args = self.args
+        if not has_length(dataloader):
+            raise ValueError(
+                f"prediction_loop needs a dataloader with a __len__, and {type(dataloader).__name__} has none. "
+                "Give the data set a length, or leave args.use_legacy_prediction_loop unset."
+            )
+        if prediction_loss_only is None:
+            prediction_loss_only = args.prediction_loss_only
+
+        model = self._model_for_evaluation(dataloader)
+        batch_size = dataloader.batch_size
+        num_examples = self.num_examples(dataloader)
+        self._announce(description, num_examples, batch_size)
+
+        # -- containers of the final size ---
+        world_size = max(1, args.world_size)
+        # The sampler pads the set to a multiple of its batch size; the gatherers must know which.
+        sampler = getattr(dataloader, "sampler", None)
+        padded_to = sampler.batch_size if isinstance(sampler, SequentialDistributedSampler) else None
+        gatherers = {
+            "eval_losses": DistributedTensorGatherer(world_size, num_examples, make_multiple_of=batch_size),
+        }
+        if not prediction_loss_only:
+            for name in ("eval_preds", "eval_label_ids", "eval_inputs_ids"):
+                gatherers[name] = DistributedTensorGatherer(world_size, num_examples, make_multiple_of=padded_to)
+
+        model.eval()
+        if args.past_index >= 0:
+            self._past = None
+        self.callback_handler.eval_dataloader = dataloader
+
+        # -- batches ---
+        on_device: dict[str, Any] = {}  # what was seen since the last gathering
+
+        def gather_all() -> None:
+            for name, gatherer in gatherers.items():
+                gatherer.add_arrays(self._gather_and_numpify(on_device.get(name), name))
+
+        for step, inputs in enumerate(dataloader):
+            loss, logits, labels = self.prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+            input_ids = self._prepare_input(inputs["input_ids"]) if args.include_inputs_for_metrics else None
+
+            seen = {
+                "eval_losses": None if loss is None else loss.repeat(batch_size),
+                "eval_preds": logits,
+                "eval_label_ids": labels,
+                "eval_inputs_ids": input_ids,
+            }
+            for name, tensors in seen.items():
+                if tensors is not None:
+                    on_device[name] = _join(on_device.get(name), tensors)
+            self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
+
+            if args.eval_accumulation_steps is not None and (step + 1) % args.eval_accumulation_steps == 0:
+                gather_all()
+                on_device.clear()
+
+        self._forget_past()
+        gather_all()
+
+        # -- metrics ---
+        arrays = {name: gatherer.finalize() for name, gatherer in gatherers.items()}
+        predictions, label_ids = arrays.get("eval_preds"), arrays.get("eval_label_ids")
+        metrics = self._computed_metrics(predictions, label_ids, arrays.get("eval_inputs_ids"))
+        if arrays["eval_losses"] is not None:
+            metrics[f"{metric_key_prefix}_loss"] = arrays["eval_losses"].mean().item()
+
+        return EvalLoopOutput(
+            predictions=predictions,
+            label_ids=label_ids,
+            metrics=_with_prefix(metrics, metric_key_prefix),
+            num_samples=num_examples,
+        )
+
     def _model_for_evaluation(self, dataloader: DataLoader) -> nn.Module:
         """Wrap and prepare the model where `train` has not done so, and cast it for full half-precision evaluation.
 
@@ -422,113 +527,6 @@ class EvaluationMixin(Attributes):
             return distributed_concat(tensors)
         return tensors
 
-    # -- deprecated ---
-
-    def prediction_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Run the model over one dataloader: the older twin of `evaluation_loop`, deprecated.
-
-        It is used where `args.use_legacy_prediction_loop` is True, which no argument of the command line sets. Unlike
-        its successor it needs a dataloader with a length, counts `eval_accumulation_steps` as batches, and gathers
-        only then. **Beware:** `preprocess_logits_for_metrics` is not called.
-
-        Args:
-            dataloader: with a length.
-            description: `Evaluation` or `Prediction`; only printed.
-            prediction_loss_only: keep losses and drop all else; None means `args.prediction_loss_only`.
-            ignore_keys: keys of the model's output that are not predictions.
-            metric_key_prefix: every metric is named `<prefix>_<name>`.
-
-        Returns:
-            `EvalLoopOutput(predictions, label_ids, metrics, num_samples)`.
-
-        Raises:
-            ValueError: if the dataloader has no length.
-
-        Writes: callback_handler.eval_dataloader, control, _past
-        Events: on_prediction_step
-        Source: trainer.py 3593-3742
-        """
-        args = self.args
-        if not has_length(dataloader):
-            raise ValueError(
-                f"prediction_loop needs a dataloader with a __len__, and {type(dataloader).__name__} has none. "
-                "Give the data set a length, or leave args.use_legacy_prediction_loop unset."
-            )
-        if prediction_loss_only is None:
-            prediction_loss_only = args.prediction_loss_only
-
-        model = self._model_for_evaluation(dataloader)
-        batch_size = dataloader.batch_size
-        num_examples = self.num_examples(dataloader)
-        self._announce(description, num_examples, batch_size)
-
-        # -- containers of the final size ---
-        world_size = max(1, args.world_size)
-        # The sampler pads the set to a multiple of its batch size; the gatherers must know which.
-        sampler = getattr(dataloader, "sampler", None)
-        padded_to = sampler.batch_size if isinstance(sampler, SequentialDistributedSampler) else None
-        gatherers = {
-            "eval_losses": DistributedTensorGatherer(world_size, num_examples, make_multiple_of=batch_size),
-        }
-        if not prediction_loss_only:
-            for name in ("eval_preds", "eval_label_ids", "eval_inputs_ids"):
-                gatherers[name] = DistributedTensorGatherer(world_size, num_examples, make_multiple_of=padded_to)
-
-        model.eval()
-        if args.past_index >= 0:
-            self._past = None
-        self.callback_handler.eval_dataloader = dataloader
-
-        # -- batches ---
-        on_device: dict[str, Any] = {}  # what was seen since the last gathering
-
-        def gather_all() -> None:
-            for name, gatherer in gatherers.items():
-                gatherer.add_arrays(self._gather_and_numpify(on_device.get(name), name))
-
-        for step, inputs in enumerate(dataloader):
-            loss, logits, labels = self.prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
-            input_ids = self._prepare_input(inputs["input_ids"]) if args.include_inputs_for_metrics else None
-
-            seen = {
-                "eval_losses": None if loss is None else loss.repeat(batch_size),
-                "eval_preds": logits,
-                "eval_label_ids": labels,
-                "eval_inputs_ids": input_ids,
-            }
-            for name, tensors in seen.items():
-                if tensors is not None:
-                    on_device[name] = _join(on_device.get(name), tensors)
-            self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
-
-            if args.eval_accumulation_steps is not None and (step + 1) % args.eval_accumulation_steps == 0:
-                gather_all()
-                on_device.clear()
-
-        self._forget_past()
-        gather_all()
-
-        # -- metrics ---
-        arrays = {name: gatherer.finalize() for name, gatherer in gatherers.items()}
-        predictions, label_ids = arrays.get("eval_preds"), arrays.get("eval_label_ids")
-        metrics = self._computed_metrics(predictions, label_ids, arrays.get("eval_inputs_ids"))
-        if arrays["eval_losses"] is not None:
-            metrics[f"{metric_key_prefix}_loss"] = arrays["eval_losses"].mean().item()
-
-        return EvalLoopOutput(
-            predictions=predictions,
-            label_ids=label_ids,
-            metrics=_with_prefix(metrics, metric_key_prefix),
-            num_samples=num_examples,
-        )
-
     def _gather_and_numpify(self, tensors: Any, name: str) -> Any:
         """Join tensors from all ranks and bring them to the CPU as numpy arrays, for `prediction_loop`.
 
@@ -558,6 +556,7 @@ class EvaluationMixin(Attributes):
     # -- shared by the entry points and the loops ---
 
     def _announce(self, description: str, num_examples: int | str, batch_size: int | None) -> None:
+        """Log what is about to run."""
         logger.info(f"***** Running {description} *****")
         logger.info(f"  Num examples = {num_examples}")
         logger.info(f"  Batch size = {batch_size}")
@@ -601,9 +600,16 @@ class EvaluationMixin(Attributes):
             compat.xla_model().mark_step()
 
     def _print_tpu_metrics(self) -> None:
-        """Print XLA's counters where `--debug tpu_metrics_debug` asks for them. Never run on the hardware."""
+        """Print XLA's counters where `--debug tpu_metrics_debug` asks for them. Never run on the hardware.
+
+        Raises:
+            ImportError: without torch_xla; 4.31.0 stumbles over an undefined name here.
+        """
         if "tpu_metrics_debug" in self.args.debug:  # the options are an enum whose members equal their names
-            import torch_xla.debug.metrics as met
+            try:
+                import torch_xla.debug.metrics as met
+            except ImportError:
+                raise ImportError("--debug tpu_metrics_debug needs a TPU and torch_xla, which is not here.") from None
 
             compat.xla_model().master_print(met.metrics_report())
 
