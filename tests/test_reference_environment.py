@@ -1,4 +1,4 @@
-"""Starts the `reference` tests on the isolated transformers 4.31.0 and accepts nothing less than all of them passing."""
+"""Starts the `reference` tests on the isolated transformers 4.31.0, and wants all of them to run and to pass."""
 
 from __future__ import annotations
 

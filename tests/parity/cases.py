@@ -1,7 +1,7 @@
 """What one comparison runs: the Case, and the hypothesis strategies that draw Cases.
 
-A Case is plain data and prints itself with what differs from its defaults only, so that a failing example can be pasted
-into test_named.py as it stands.
+A Case is plain data and prints itself with what differs from its defaults only, so that a failing example can be
+pasted into test_named.py as it stands.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ SCHEDULERS = (
     "reduce_lr_on_plateau",
 )
 STRATEGIES = ("no", "steps", "epoch")
+MOST_MICRO_BATCHES = 9  # of one drawn run: enough for every rhythm, few enough for hundreds of runs
 FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
 
 intervals = st.sampled_from((1, 2, 3, 5, 0.2, 0.34, 0.5))
@@ -144,7 +145,6 @@ def chance(draw: st.DrawFn, one_in: int) -> bool:
 
 # every entry is drawn or left out on its own; values are those under which a run can succeed
 OPTIONAL_ARGS: dict[str, st.SearchStrategy[Any]] = {
-    "gradient_accumulation_steps": st.integers(1, 4),
     "learning_rate": st.sampled_from((0.1, 0.01, 5e-5, 0)),
     "weight_decay": st.sampled_from((0.01, 0.3)),
     "max_grad_norm": st.sampled_from((0.05, 0.0, 10.0, None)),
@@ -168,7 +168,6 @@ OPTIONAL_ARGS: dict[str, st.SearchStrategy[Any]] = {
     "disable_tqdm": st.booleans(),
     "no_cuda": st.just(True),
     "bf16": st.just(True),
-    "skip_memory_metrics": st.booleans(),
     "full_determinism": st.booleans(),
     "log_level": st.sampled_from(("error", "info")),
 }
@@ -188,6 +187,7 @@ def argument_sets(draw: st.DrawFn, case_model: str, stream: bool, strategies: bo
     args = {name: draw(OPTIONAL_ARGS[name]) for name in names}
     args["per_device_train_batch_size"] = draw(st.integers(1, 4))
     args["per_device_eval_batch_size"] = draw(st.integers(1, 4))
+    args["gradient_accumulation_steps"] = draw(st.sampled_from((1, 1, 2, 2, 3, 4)))
     if stream or draw(st.booleans()):
         args["max_steps"] = draw(st.integers(1, 8))
     else:
@@ -212,6 +212,8 @@ def argument_sets(draw: st.DrawFn, case_model: str, stream: bool, strategies: bo
         args["label_smoothing_factor"] = draw(st.sampled_from((0.1, 0.5)))
     if not stream and chance(draw, 6):
         args["group_by_length"] = True
+    if chance(draw, 30):
+        args["skip_memory_metrics"] = False  # rarely: a thread of upstream's then spins for the whole run
     if chance(draw, 10):
         args["use_legacy_prediction_loop"] = True
     return args
@@ -262,6 +264,10 @@ def with_repairs(fields: dict[str, Any]) -> dict[str, Any]:
     if fields.get("unused_column") and fields.get("collator") != "default":
         # the padding collator turns every column into a tensor, and forward would refuse the unused one
         args.pop("remove_unused_columns", None)
+    while micro_batches(fields) > MOST_MICRO_BATCHES and args["per_device_train_batch_size"] < 4:
+        args["per_device_train_batch_size"] += 1
+    if micro_batches(fields) > MOST_MICRO_BATCHES and "num_train_epochs" in args:
+        args["num_train_epochs"] = 1
     if fields.get("extras") == "mems":
         fields.update(model="classifier", outputs="tuple")
         args["past_index"] = 2  # loss, logits, mems
@@ -284,6 +290,13 @@ def with_repairs(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def micro_batches(fields: dict[str, Any]) -> float:
+    """About how many micro-batches a drawn run trains on."""
+    args = fields["args"]
+    batches = -(-fields["train_samples"] // args["per_device_train_batch_size"])
+    return max(batches * args.get("num_train_epochs", 1), 0)
+
+
 def needs_metric(args: dict[str, Any]) -> bool:
     """Whether these arguments make the Trainer look a metric up."""
     return bool(args.get("load_best_model_at_end")) or args.get("lr_scheduler_type") == "reduce_lr_on_plateau"
@@ -297,7 +310,7 @@ def training_cases(draw: st.DrawFn) -> Case:
     """Draw a training run, with everything that can happen inside it."""
     fields = draw(subject_fields())
     fields["args"] = draw(argument_sets(fields["model"], fields["train"] == "iterable"))
-    fields["nudges"] = draw(st.one_of(st.just(()), nudge_lists))
+    fields["nudges"] = draw(nudge_lists)
     if chance(draw, 5):
         fields["early_stopping"] = (draw(st.integers(1, 2)), draw(st.sampled_from((0.0, 0.01))))
         fields["args"].update(
@@ -398,7 +411,7 @@ def resume_cases(draw: st.DrawFn) -> Case:
     )
     if fields["train"] == "iterable" and fields["resume_args"].get("max_steps", 1) <= 0:
         del fields["resume_args"]["max_steps"]
-    fields["nudges"] = draw(st.one_of(st.just(()), nudge_lists))
+    fields["nudges"] = draw(nudge_lists)
     if chance(draw, 3):
         fields["crash"] = (
             draw(st.sampled_from(("on_step_begin", "on_step_end", "on_save", "on_epoch_end", "on_substep_end"))),
@@ -406,6 +419,29 @@ def resume_cases(draw: st.DrawFn) -> Case:
         )
     fields["same_trainer"] = draw(st.sampled_from((False, False, False, True)))
     return Case(**with_repairs(fields))
+
+
+@st.composite
+def rank_cases(draw: st.DrawFn) -> Case:
+    """Draw a run for several ranks: uneven last batches, unequal label counts, streams, resumption."""
+    case = draw(st.one_of(training_cases(), evaluation_cases(), resume_cases()))
+    args = case.args | {"no_cuda": True}
+    # what each rank would meet at a moment of its own, the others waiting, belongs to the tests of faults
+    case.oom_above = None
+    args.pop("auto_find_batch_size", None)
+    case.crash = None
+    if chance(draw, 3):
+        case.model, case.outputs, case.extras, case.collator, case.tokenizer = "buffered", "dict", "none", "pad", False
+        args.pop("label_smoothing_factor", None)
+        args.pop("group_by_length", None)
+        args["ddp_find_unused_parameters"] = draw(st.sampled_from((True, True, False)))
+        args["ddp_broadcast_buffers"] = draw(st.booleans())
+    if chance(draw, 4):
+        args["save_on_each_node"] = True
+    if chance(draw, 4):
+        case.calls = ("main_process_first", *case.calls)
+    case.args = args
+    return case
 
 
 # what must be refused, or fails late: each entry alone breaks an otherwise sound case

@@ -157,7 +157,9 @@ def named_things(message: str) -> set[str]:
 
 # Where 4.31.0 fails late or obscurely, ours may say it better: (class and pattern of upstream's, class and pattern of
 # ours, whether ours comes earlier).
-IMPROVED: tuple[tuple[str, str, str, str, bool], ...] = ()
+IMPROVED: tuple[tuple[str, str, str, str, bool], ...] = (
+    ("NameError", "^name 'xm' is not defined$", "ImportError", "tpu_metrics_debug.*torch_xla", False),
+)
 
 
 def improved_failure(real: Observation, ours: Observation) -> str | None:

@@ -135,10 +135,12 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (torch.device, torch.dtype)):
         return Leaf(type(value).__name__, str(value))
     if isinstance(value, dict) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
-        entries = {key if isinstance(key, (str, int)) else repr(key): value[key] for key in value.keys()}
+        entries = {key if isinstance(key, (str, int)) else repr(key): value[key] for key in list(value.keys())}
         return {"<type>": type(value).__name__} | {
             key: CLOCK if is_clock(key, item) else plain(item, depth + 1) for key, item in entries.items()
         }
+    if isinstance(value, tuple) and len(value) > 100 and set(map(type, value)) == {int}:
+        return Leaf(f"tuple[{len(value)}]", digest_of(repr(value).encode()))  # Python's random state
     if isinstance(value, (list, tuple)):
         items = [plain(item, depth + 1) for item in value]
         return items if type(value) is list else [f"<{type(value).__name__}>", *items]

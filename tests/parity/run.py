@@ -34,8 +34,16 @@ import torch
 
 from .cases import Case
 from .observation import CLOCK, Failure, Observation, digest_of, plain, plain_attributes, plain_files
-from .subjects import METRICS, PREPROCESS, PlannedCrash, build_collator, build_data, build_model, build_tokenizer
-from .subjects import nudging_callback
+from .subjects import (
+    METRICS,
+    PREPROCESS,
+    PlannedCrash,
+    build_collator,
+    build_data,
+    build_model,
+    build_tokenizer,
+    nudging_callback,
+)
 
 TIME_LIMIT_SECONDS = 30  # a run takes well under one; past this it hangs
 FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
@@ -43,19 +51,73 @@ FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_eva
 # The 70 methods of the Trainer, less those whose number of calls nobody can rely on: the two predicates, and
 # _prepare_input, which calls itself once for every leaf of a batch.
 WATCHED_METHODS = (
-    "add_callback pop_callback remove_callback _move_model_to_device _set_signature_columns_if_needed "
-    "_remove_unused_columns _get_collator_with_removed_columns _get_train_sampler get_train_dataloader "
-    "_get_eval_sampler get_eval_dataloader get_test_dataloader create_optimizer_and_scheduler create_optimizer "
-    "get_optimizer_cls_and_kwargs create_scheduler num_examples _hp_search_setup _report_to_hp_search "
-    "_tune_save_checkpoint call_model_init torch_jit_model_eval ipex_optimize_model _wrap_model train "
-    "_inner_training_loop _get_output_dir _load_from_checkpoint _load_best_model _issue_warnings_after_load "
-    "_maybe_log_save_evaluate _load_rng_state _save_checkpoint _load_optimizer_and_scheduler hyperparameter_search "
-    "log _prepare_inputs compute_loss_context_manager autocast_smart_context_manager training_step compute_loss "
-    "save_model _save_tpu _save store_flos _sorted_checkpoints _rotate_checkpoints evaluate predict evaluation_loop "
-    "_nested_gather prediction_step floating_point_ops init_git_repo create_model_card _push_from_checkpoint "
-    "push_to_hub prediction_loop _gather_and_numpify _add_sm_patterns_to_gitignore create_accelerator_and_postprocess "
-    "_get_learning_rate log_metrics metrics_format save_metrics save_state"
-).split()
+    "add_callback",
+    "pop_callback",
+    "remove_callback",
+    "_move_model_to_device",
+    "_set_signature_columns_if_needed",
+    "_remove_unused_columns",
+    "_get_collator_with_removed_columns",
+    "_get_train_sampler",
+    "get_train_dataloader",
+    "_get_eval_sampler",
+    "get_eval_dataloader",
+    "get_test_dataloader",
+    "create_optimizer_and_scheduler",
+    "create_optimizer",
+    "get_optimizer_cls_and_kwargs",
+    "create_scheduler",
+    "num_examples",
+    "_hp_search_setup",
+    "_report_to_hp_search",
+    "_tune_save_checkpoint",
+    "call_model_init",
+    "torch_jit_model_eval",
+    "ipex_optimize_model",
+    "_wrap_model",
+    "train",
+    "_inner_training_loop",
+    "_get_output_dir",
+    "_load_from_checkpoint",
+    "_load_best_model",
+    "_issue_warnings_after_load",
+    "_maybe_log_save_evaluate",
+    "_load_rng_state",
+    "_save_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "hyperparameter_search",
+    "log",
+    "_prepare_inputs",
+    "compute_loss_context_manager",
+    "autocast_smart_context_manager",
+    "training_step",
+    "compute_loss",
+    "save_model",
+    "_save_tpu",
+    "_save",
+    "store_flos",
+    "_sorted_checkpoints",
+    "_rotate_checkpoints",
+    "evaluate",
+    "predict",
+    "evaluation_loop",
+    "_nested_gather",
+    "prediction_step",
+    "floating_point_ops",
+    "init_git_repo",
+    "create_model_card",
+    "_push_from_checkpoint",
+    "push_to_hub",
+    "prediction_loop",
+    "_gather_and_numpify",
+    "_add_sm_patterns_to_gitignore",
+    "create_accelerator_and_postprocess",
+    "_get_learning_rate",
+    "log_metrics",
+    "metrics_format",
+    "save_metrics",
+    "save_state",
+)
 
 RUNS = itertools.count(1)
 
@@ -117,13 +179,19 @@ def our_library() -> Library:
 # -- one run ---------------------------------------------------------------------------------------------------------
 
 
-def run_case(case: Case, library: Library, folder: str | None = None) -> Observation:
+def run_case(
+    case: Case,
+    library: Library,
+    folder: str | None = None,
+    settle: Callable[[], None] | None = None,
+) -> Observation:
     """Run a case from a clean state and record what happens.
 
     Args:
         case: What to run.
         library: With what.
         folder: An existing empty folder to run in; a temporary one without it.
+        settle: Called between the run and the look at its files; with several ranks, it waits for all of them.
 
     Returns:
         The observation. An exception of the run is part of it and is not raised.
@@ -141,6 +209,8 @@ def run_case(case: Case, library: Library, folder: str | None = None) -> Observa
         with run.watching_events():
             run.execute()
         observation = run.observation
+        if settle is not None:
+            settle()
         observation.files = plain_files("out") if os.path.isdir("out") else {}
     observation.stdout = plain_stdout(printed.getvalue())
     observation.seconds = time.perf_counter() - started
@@ -355,7 +425,8 @@ class Run:
         place = (
             "trainer" if own else re.sub(r"^.*/site-packages/|^.*/(?=(transformers|accelerate|torch)/)", "", innermost)
         )
-        return Failure(type(error).__name__, str(error), place)
+        # a peer's port is another one each time
+        return Failure(type(error).__name__, re.sub(r"\]:\d+", "]:<port>", str(error)), place)
 
 
 # -- calls -----------------------------------------------------------------------------------------------------------
@@ -393,6 +464,20 @@ def one_batch(trainer: Any) -> Any:
     return next(iter(trainer.get_eval_dataloader()))
 
 
+def mapped_by_main_first(run: Run, trainer: Any) -> list[bool]:
+    """Map a data set as scripts do: the main process does the work, the others find it done."""
+    found_done = []
+    for local in (True, False):
+        os.makedirs("out", exist_ok=True)
+        done = f"out/mapped-{local}"
+        with trainer.args.main_process_first(local=local, desc="mapping"):
+            found_done.append(os.path.exists(done))
+            if trainer.is_world_process_zero():
+                with open(done, "w", encoding="utf-8") as stream:
+                    stream.write("mapped\n")
+    return found_done
+
+
 CALLS: dict[str, Callable[[Run, Any], Any]] = {
     "train": lambda run, trainer: trainer.train(),
     "resume": lambda run, trainer: trainer.train(resume_from_checkpoint=resume_point(run)),
@@ -404,6 +489,7 @@ CALLS: dict[str, Callable[[Run, Any], Any]] = {
         other_data(run, 3, labels=False), metric_key_prefix="p"
     ),
     "predict_nothing": lambda run, trainer: trainer.predict(other_data(run, 0)),
+    "main_process_first": lambda run, trainer: mapped_by_main_first(run, trainer),
     "prediction_step": lambda run, trainer: trainer.prediction_step(trainer.model, one_batch(trainer), False),
     "save_model": lambda run, trainer: trainer.save_model(),
     "save_state": lambda run, trainer: trainer.save_state(),

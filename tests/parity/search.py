@@ -1,7 +1,8 @@
 """Looks for a Case in which two libraries differ, with hypothesis drawing and shrinking the Cases.
 
-As a program it is the long run: `python -m tests.parity.search --examples 10000`, in the reference environment. It goes
-on after a difference, prints its progress, can be interrupted and resumed, and ends with one report line.
+As a program it is the long run: `python -m tests.parity.search --examples 10000`. It goes on after a difference,
+prints its progress, can be interrupted and resumed, and ends with one report line. Outside the reference environment
+it starts itself there.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 
+from minitrainer.trace import upstream
+
+from ..conftest import REFERENCE_VERSION, in_reference_environment
 from .cases import Case, evaluation_cases, invalid_cases, resume_cases, training_cases
 from .compare import first_difference
-from .run import Library, our_library, real_library, run_case
+from .run import Library, TimeLimit, our_library, real_library, run_case
 
 KINDS: dict[str, Callable[[], Any]] = {
     "training": training_cases,
@@ -38,7 +42,10 @@ class Different(AssertionError):
 
 def compare_on(case: Case, real: Library, ours: Library) -> str | None:
     """Run one case with both libraries and return the first difference, or None."""
-    found = first_difference(run_case(case, real), run_case(case, ours))
+    try:
+        found = first_difference(run_case(case, real), run_case(case, ours))
+    except TimeLimit as limit:
+        found = str(limit)
     return None if found is None else f"{case!r}\n{found}"
 
 
@@ -97,6 +104,22 @@ def collect(kind: str, examples: int, ours: Library, seed: int) -> tuple[int, li
 
 def drawn(kind: str, examples: int, seed: int | None, check: Callable[[Case], None], shrink: bool) -> None:
     """Call `check` on `examples` cases of a kind."""
+    drawn_from(KINDS[kind](), kind, examples, seed, check, shrink)
+
+
+def drawn_from(
+    cases: Any, name: str, examples: int, seed: int | None, check: Callable[[Case], None], shrink: bool
+) -> None:
+    """Call `check` on `examples` cases of a strategy.
+
+    Args:
+        cases: The strategy.
+        name: Takes part in the draw where there is no seed.
+        examples: How many to draw.
+        seed: Hypothesis' seed; None draws the same cases every time.
+        check: Raises to say that a case fails.
+        shrink: Whether to look for a smaller failing case.
+    """
     phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
     configured = settings(
         max_examples=examples,
@@ -112,8 +135,8 @@ def drawn(kind: str, examples: int, seed: int | None, check: Callable[[Case], No
         check(case)
 
     # without a seed hypothesis derives the draw from the function's name: one name a kind gives each its own draw
-    one.__name__ = one.__qualname__ = f"one_{kind}"
-    property_test = configured(given(KINDS[kind]())(one))
+    one.__name__ = one.__qualname__ = f"one_{name}"
+    property_test = configured(given(cases)(one))
     if seed is not None:
         property_test = hypothesis.seed(seed)(property_test)
     property_test()
@@ -130,6 +153,9 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--progress", type=Path, default=Path("runs/parity-long.json"), help="where progress is kept")
     options = parser.parse_args()
+    if not in_reference_environment():
+        upstream.add(REFERENCE_VERSION)
+        return upstream.run_in(REFERENCE_VERSION, ["-m", "tests.parity.search", *sys.argv[1:]]).returncode
 
     plan = chunks(options.examples, options.first_seed, options.kinds)
     done = load_progress(options.progress)
@@ -152,7 +178,7 @@ def main() -> int:
     total = sum(done[f"{k}:{s}:{c}"]["ran"] for k, s, c in plan)
     differing = sum(len(done[f"{k}:{s}:{c}"]["differences"]) for k, s, c in plan)
     seeds = f"{options.first_seed} to {max(seed for _, seed, _ in plan)}"
-    print(f"parity: {total} examples against {real_library().name} 4.31.0, {differing} differ, seeds {seeds}")
+    print(f"parity: {total} examples against transformers {REFERENCE_VERSION}, {differing} differ, seeds {seeds}")
     return 1 if differing else 0
 
 

@@ -166,6 +166,24 @@ class Tagger(Subject):
         return self.finish(loss, logits)
 
 
+class Buffered(Subject):
+    """Has a layer that no output depends on, and a buffer that every training forward moves: what DDP must handle."""
+
+    def __init__(self, case: Any) -> None:
+        super().__init__(case)
+        self.head = nn.Linear(FEATURES, 1)
+        self.spare = nn.Linear(FEATURES, 1)
+        self.register_buffer("center", torch.zeros(FEATURES))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        self.observe(x=x, labels=labels, center=self.center)
+        if self.training:
+            self.center = 0.9 * self.center + 0.1 * x.mean(0).detach().to(self.center.dtype)
+        logits = self.head(x.to(self.head.weight.dtype) - self.center)
+        loss = None if labels is None else nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        return self.finish(loss, logits)
+
+
 class Headless(Subject):
     """A model that never returns a loss: the Trainer must say so."""
 
@@ -232,6 +250,7 @@ MODELS: dict[str, Callable[[Any], nn.Module]] = {
     "span": Span,
     "contrastive": Contrastive,
     "tagger": Tagger,
+    "buffered": Buffered,
     "headless": Headless,
     "pretrained": lambda case: pretrained_class()(case),
     "bert": bert,
@@ -274,7 +293,7 @@ def samples(case: Any, count: int, seed: int) -> list[dict[str, Any]]:
             if case.model == "span":
                 row["start_labels"] = int(source.randint(CLASSES))
                 row["end_labels"] = int(source.randint(CLASSES))
-            elif case.model == "regression":
+            elif case.model in ("regression", "buffered"):
                 row["labels"] = float(source.randn())
             elif case.model != "contrastive":
                 row["labels"] = int(source.randint(CLASSES))
