@@ -78,6 +78,11 @@ def same(left: float | None, right: float | None) -> bool:
 # -- what a derivation is -------------------------------------------------------------
 
 
+OWN_SUM_GATHERED = "this rank's place among the gathered sums"
+MEAN_OVER_RANKS = "mean over ranks"
+"""Names of the two links that say nothing new on one rank."""
+
+
 class Link(NamedTuple):
     """One step of a derivation: `what` stands in the trace as `recorded` and, computed as `how` says, is `derived`."""
 
@@ -99,7 +104,8 @@ class Derivation(NamedTuple):
         step: `global_step`, None where the record has none.
         logged: the value in the log.
         links: from the micro-batches to `logged`.
-        notes: what a reader should know: a divisor that had to be taken on trust, a rank whose file is missing.
+        notes: what a reader should know: a divisor that had to be taken on trust, a loss that was filtered.
+        lacking: what would have to be here for a derivation, where it is not; it then neither follows nor fails.
     """
 
     key: str
@@ -107,6 +113,7 @@ class Derivation(NamedTuple):
     logged: float | None
     links: list[Link]
     notes: list[str]
+    lacking: str = ""
 
     @property
     def follows(self) -> bool:
@@ -140,7 +147,7 @@ def derive_loss(
     gathered = [as_float(number) for number in loss.gathered]
     mean, steps = as_float(loss.mean), loss.steps
     derived_mean, how = _mean(gathered, mean)
-    links.append(Link("mean over ranks", mean, derived_mean, how))
+    links.append(Link(MEAN_OVER_RANKS, mean, derived_mean, how))
     quotient = None if mean is None else _divide(mean, steps)
     links.append(Link("divided by the steps since the last log", as_float(loss.quotient), quotient, f"÷ {steps}"))
     logged = as_float(loss.logged)
@@ -183,15 +190,21 @@ def _division_links(loss: events.Loss, notes: list[str]) -> list[Link]:
         for i, before, micro, divisor in known
         if divisor
     ]
-    return multiplied if all(link.follows for link in multiplied) else divided
+    explains_all = len(multiplied) == len(known) and all(link.follows for link in multiplied)
+    return multiplied if explains_all else divided
 
 
 def _sum_link(loss: events.Loss, notes: list[str]) -> Link:
     recorded = as_float(loss.rank_sum)
     if loss.filtered:
-        notes.append(f"{len(loss.filtered)} losses were not finite: the average so far was added in their place")
+        notes.append(_filtered(len(loss.filtered)))
     derived, how = _running_sum(loss.micro, loss.filtered, loss.filter_divisors, recorded)
     return Link("this rank's sum", recorded, derived, how)
+
+
+def _filtered(count: int) -> str:
+    losses = "a loss was not finite" if count == 1 else f"{count} losses were not finite"
+    return f"{losses}: the average so far was added instead"
 
 
 def _running_sum(
@@ -221,9 +234,7 @@ def _rank_links(loss: events.Loss, rank: int, peers: Sequence[events.Loss], note
     own = gathered[rank] if rank < len(gathered) else None
     if len(gathered) == 1:
         own = gathered[0]
-    links = [
-        Link("this rank's place among the gathered sums", own, as_float(loss.rank_sum), "equal to this rank's sum")
-    ]
+    links = [Link(OWN_SUM_GATHERED, own, as_float(loss.rank_sum), "equal to this rank's sum")]
     for peer in peers:
         other = [as_float(number) for number in peer.gathered]
         for i, (ours, theirs) in enumerate(zip(gathered, other, strict=False)):
@@ -232,45 +243,49 @@ def _rank_links(loss: events.Loss, rank: int, peers: Sequence[events.Loss], note
         if len(gathered) != len(other):
             links.append(Link("ranks gathered", float(len(gathered)), float(len(other)), "as another rank counted"))
     if len(gathered) > 1 and len(peers) + 1 < len(gathered):
-        notes.append(
-            f"sums of {len(gathered) - len(peers) - 1} other ranks are taken as gathered: their files are not here"
-        )
+        notes.append("the sums of the other ranks are taken as gathered")
     return links
 
 
 def _mean(vector: Sequence[float | None], recorded: float | None) -> tuple[float | None, str]:
-    """Mean of the gathered sums. Addition of floats depends on its order, and the order on the device: the orders of
-    torch's CPU kernel (four running sums) and of its CUDA kernel (halving, then times 1/n) are both tried."""
+    """Mean of the gathered sums. Addition of floats depends on its order, and the order on the device: those of
+    torch's CPU kernel (in registers of 1, 8 or 16 numbers) and of its CUDA kernel (halving) are tried in turn."""
     if not vector or any(number is None for number in vector):
         return None, "a gathered sum is not known"
     numbers: list[float] = list(vector)  # type: ignore[arg-type]
-    first: tuple[float, str] | None = None
+    results: list[tuple[float, str]] = []
     for name in ("float32", "float64"):
         rounding = PRECISIONS[name]
-        for add in (_add_in_four_lanes, _add_by_halving):
-            total = add(numbers, rounding)
+        totals = [_add_in_registers(numbers, width, rounding) for width in (1, 8, 16) if width <= len(numbers)]
+        totals.append(_add_by_halving(numbers, rounding))
+        for total in totals:
+            # CUDA multiplies by the reciprocal.
             for mean in (rounding(total / len(numbers)), rounding(total * rounding(1 / len(numbers)))):
+                results.append((mean, f"of {len(numbers)} in {name}"))
                 if same(mean, recorded):
-                    return mean, f"of {len(numbers)} in {name}"
-                first = first or (mean, f"of {len(numbers)} in {name}")
-    assert first is not None
-    return first
+                    return results[-1]
+    return results[0]
 
 
-def _add_in_four_lanes(numbers: Sequence[float], rounding) -> float:
-    whole = len(numbers) // 4 * 4
-    lanes = [0.0] * 4
-    for i in range(whole):
-        lanes[i % 4] = rounding(lanes[i % 4] + numbers[i])
-    for number in numbers[whole:]:
-        lanes[0] = rounding(lanes[0] + number)
-    total = lanes[0]
-    for lane in lanes[1:]:
-        total = rounding(total + lane)
+def _add_in_registers(numbers: Sequence[float], width: int, rounding: Callable[[float], float]) -> float:
+    """Add as torch's CPU kernel does: four rows of registers side by side, then the rows, the rest, the lanes."""
+    registers = [numbers[i : i + width] for i in range(0, len(numbers) // width * width, width)]
+    rest = numbers[len(registers) * width :]
+    rows = [[0.0] * width for _ in range(4)]
+    side_by_side = len(registers) // 4 * 4
+    for n, register in enumerate(registers):
+        row = rows[n % 4 if n < side_by_side else 0]
+        row[:] = [rounding(total + number) for total, number in zip(row, register, strict=True)]
+    lanes = rows[0]
+    for row in rows[1:]:
+        lanes = [rounding(total + number) for total, number in zip(lanes, row, strict=True)]
+    total = 0.0
+    for number in [*rest, *lanes]:
+        total = rounding(total + number)
     return total
 
 
-def _add_by_halving(numbers: Sequence[float], rounding) -> float:
+def _add_by_halving(numbers: Sequence[float], rounding: Callable[[float], float]) -> float:
     width = 1 << (len(numbers) - 1).bit_length()
     lanes = [*numbers, *[0.0] * (width - len(numbers))]
     while width > 1:
@@ -334,12 +349,12 @@ def derive_eval_loss(records: Sequence[events.EvalLoss], world_size: int = 1, st
     # On several ranks no rank knows the mean of its own: what was logged is compared.
     mean = logged if own.mean is None else as_float(own.mean)
     links: list[Link] = []
-    notes: list[str] = []
     expanded = sum(abs(rows) for record in records for rows in record.rows)
     if expanded > MOST_SAMPLES:
         raise ValueError(f"{expanded:,} samples in one evaluation")
+    lacking = ""
     if len(records) < world_size:
-        notes.append(f"needs the files of all {world_size} ranks, {len(records)} here: only mean and log are compared")
+        lacking = f"the losses of all {world_size} ranks are needed"
     else:
         vectors = list(_eval_vectors(records))
         length = float(len(vectors[0]))
@@ -356,8 +371,8 @@ def derive_eval_loss(records: Sequence[events.EvalLoss], world_size: int = 1, st
             if same(derived, mean):
                 break
         links.append(Link("mean of the kept losses", mean, derived, how))
-    links.append(Link("logged", logged, mean, "the mean, not rounded"))
-    return Derivation(own.key, step, logged, links, notes)
+        links.append(Link("logged", logged, mean, "the mean, not rounded"))
+    return Derivation(own.key, step, logged, links, [], lacking)
 
 
 def _numpy_mean(vector) -> float:
@@ -421,9 +436,12 @@ def averages(records: Sequence[events.Loss]) -> Averages:
     ]
     if not finite:
         return Averages(None, None, None, 0, [])
-    per_sample = _weighted((loss, rows) for loss, rows, _ in finite)
-    per_label = _weighted((loss, labels) for loss, _, labels in finite)
-    per_micro = math.fsum(loss for loss, _, _ in finite) / len(finite)
+    try:
+        per_sample = _weighted((loss, rows) for loss, rows, _ in finite)
+        per_label = _weighted((loss, labels) for loss, _, labels in finite)
+        per_micro = math.fsum(loss for loss, _, _ in finite) / len(finite)
+    except ArithmeticError:  # numbers near the end of float64's range: no loss of a training, but a file can hold them
+        return Averages(None, None, None, 0, [])
     samples = sum(rows or 0 for _, rows, _ in finite)
     reasons = _reasons(records, finite, per_sample, per_micro)
     return Averages(per_sample, per_label, per_micro, samples, reasons)
@@ -454,7 +472,7 @@ def _reasons(
         )
     filtered = sum(len(record.filtered) for record in records)
     if filtered:
-        reasons.append(f"{filtered} losses were not finite and were replaced by the average so far")
+        reasons.append(_filtered(filtered))
     missing = len(record.gathered) - len(records)
     if missing > 0:
         reasons.append(f"the logged value also holds {missing} other ranks, whose files are not here")

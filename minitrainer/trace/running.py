@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,20 +56,20 @@ def main(what: str, options_before: list[str], words: list[str]) -> int:
         options, rest = parser.parse_args(options_before), words
         if not Path(what).is_file():
             raise UsageError(f"there is no script {what}")
-        if options.trainer.partition("==")[0] == "minitrainer":
+        if options.trainer and options.trainer.partition("==")[0] == "minitrainer":
             raise UsageError("a script brings its own Trainer: to trace ours, let it import from minitrainer")
 
-    place = _place(options.trainer, options.environment)
+    place = _place(options.trainer or DEFAULT_TRAINER, options.environment)
     out = _trace_folder(options.out, Path(what).stem)
     command = [
         *("--out", str(out), "--library", place.library),
         *(("--scenario", what) if is_scenario else ("--script", str(Path(what).resolve()))),
-        *(("--quiet",) if options.quiet else ()),
         "--",
         *rest,
     ]
     began = time.perf_counter()
-    status = _start(command, place, options.nproc, options.trust_checkpoints or _resumes_its_own(what))
+    with _progress(options, out, is_scenario):
+        status = _start(command, place, options.nproc, options.trust_checkpoints or _resumes_its_own(what))
     if status == 0 or any(out.glob("rank*.rows")):
         _report(out, options, time.perf_counter() - began)
     return status
@@ -93,9 +94,8 @@ def _parser(what: str, is_scenario: bool) -> argparse.ArgumentParser:
     where.add_argument(
         "--trainer",
         metavar="WHICH",
-        default=DEFAULT_TRAINER,
         help="minitrainer, transformers (the installed one) or transformers==VERSION, which runs in an isolated "
-        "folder (see: upstream add). Default: %(default)s",
+        "folder (see: upstream add). Default: " + (DEFAULT_TRAINER if is_scenario else "whatever the script imports"),
     )
     where.add_argument(
         "--environment",
@@ -113,15 +113,26 @@ def _parser(what: str, is_scenario: bool) -> argparse.ArgumentParser:
     where.add_argument(
         "--trust-checkpoints",
         action="store_true",
-        help="let a version before 4.47 resume: it unpickles whatever the checkpoint holds, so it must be your own",
+        help="let a version before 4.47 resume: it unpickles whatever the checkpoint holds, so be sure of it",
     )
     where.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the trace goes. Default: a new folder under runs/"
     )
     view = parser.add_argument_group("what is shown afterwards (everything is recorded anyway)")
-    view.add_argument("--only", metavar="WHAT", help="callbacks, flags, loss, calls or files")
+    view.add_argument(
+        "--only",
+        metavar="WHAT",
+        default="callbacks",
+        help="callbacks, flags, loss, calls, files (with commas between), or everything. Default: %(default)s",
+    )
     view.add_argument("--step", metavar="FIRST..LAST", help="only these steps, for example 3..5 or 7")
     view.add_argument("--rank", type=int, metavar="R", help="only this rank")
+    view.add_argument(
+        "--live",
+        action=argparse.BooleanOptionalAction,
+        help="show progress while it records, from a process of its own that reads the recording. Default: for a "
+        "scenario on a terminal",
+    )
     view.add_argument("--quiet", action="store_true", help="show nothing but where the trace is")
     parser.add_argument("--debug", action="store_true", help="show the stack of an error")
     parser.error = _usage_error(parser)  # type: ignore[method-assign,assignment]
@@ -168,25 +179,35 @@ def _installed_transformers() -> str | None:
 
 
 def _trace_folder(asked: Path | None, name: str) -> Path:
-    if asked is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        for attempt in range(1000):
-            folder = Path("runs") / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise UsageError(f"can't make {folder}: {error.strerror}; --out FOLDER names another place") from error
-            return folder
-        raise UsageError("can't find a free name under runs/; --out FOLDER names another place")
-    if any(asked.glob("rank*.rows")):
-        raise UsageError(f"{asked} holds a trace already: name another --out, or remove it first")
+    """Make the folder for the trace; all ranks of one launch must come to the same one."""
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if asked is not None:
+        other = f"rank{os.environ.get('RANK', '0')}.rows" if launched else "rank*.rows"
+        if any(asked.glob(other)):
+            raise UsageError(f"{asked} holds a trace already: name another --out, or remove it first")
+        return _made(asked)
+    # The launcher's own start is the one moment that all ranks of a machine agree on without talking.
+    began = time.time()
+    if launched:
+        import psutil  # comes with accelerate
+
+        began = psutil.Process(os.getppid()).create_time()
+    stamped = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(began))}"
+    if launched:
+        return _made(stamped)
+    for attempt in range(1000):
+        folder = Path(f"{stamped}-{attempt}") if attempt else stamped
+        if not folder.exists():
+            return _made(folder)
+    raise UsageError("can't find a free name under runs/; --out FOLDER names another place")
+
+
+def _made(folder: Path) -> Path:
     try:
-        asked.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {asked}: {error.strerror}") from error
-    return asked
+        raise UsageError(f"can't make {folder}: {error.strerror}; --out FOLDER names another place") from error
+    return folder
 
 
 # -- starting --------------------------------------------------------------------
@@ -235,6 +256,18 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _progress(options: argparse.Namespace, out: Path, is_scenario: bool) -> AbstractContextManager[None]:
+    """What shows the progress while the run goes on. A script may draw a bar of its own: there it is on demand."""
+    wanted = options.live
+    if wanted is None:
+        wanted = is_scenario and not options.quiet and sys.stderr.isatty()
+    if not wanted or os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    from .render import live
+
+    return live.watching(out)
+
+
 # -- afterwards --------------------------------------------------------------------
 
 
@@ -245,8 +278,10 @@ def _report(out: Path, options: argparse.Namespace, seconds: float) -> None:
     if not options.quiet:
         from . import commands
 
-        commands.show(out, only=options.only, step=options.step, rank=options.rank)
-    print(f"trace of {seconds:.1f} s in {out}   (again: python -m minitrainer.trace show {out})")
+        only = None if options.only == "everything" else options.only
+        commands.show(out, only=only, step=options.step, rank=options.rank)
+    print(f"\ntrace of {seconds:.1f} s in {out}")
+    print(f"everything it holds: python -m minitrainer.trace show {out}")
 
 
 # Read next: worker.py, which runs in the place chosen here.

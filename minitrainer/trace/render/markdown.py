@@ -161,7 +161,7 @@ def _losses(run: Run) -> list[str]:
         derivation = lossmath.derive(
             found, rank, run.world_size, [other for peer, other in joined.items() if peer != rank]
         )
-        follows = "yes" if derivation.follows else "**no**"
+        follows = "yes" if derivation.follows else "not derived" if derivation.lacking else "**no**"
         if isinstance(record, events.Loss):
             divisors = sorted({divisor for divisor in record.divided_by if divisor is not None})
             cells = [str(record.step), numbers(record.losses, 6), " or ".join(map(str, divisors)) or "?"]

@@ -175,7 +175,8 @@ class _Layout:
         line, below = self._line(item)
         items = list(_items(below))
         if isinstance(item, Node) and item.kind == "event" and len(items) == 1 and isinstance(items[0], list):
-            line, items = [*line, ("  calls ", "dim"), *items[0]], []  # an event and its idle callbacks
+            # An event and its idle callbacks share a line.
+            line, items = [*line, ("; calls " if len(line) > 1 else "  calls ", "dim"), *items[0]], []
         yield first, rest + ("│ " if items else "  "), line
         for i, child in enumerate(items):
             last = i == len(items) - 1
@@ -214,14 +215,14 @@ class _Layout:
             line = [*_several(node.kind, node.number, node.last_number, node.count)]
             line += [(f" like {node.kind} {node.like}", "dim")]
             if not node.is_complete and node.kind == "step":
-                line.append((", its group not complete", "note"))
+                line.append((", not completed here", "note"))
             return line + _losses(node.first_loss, node.last_loss) + self._time(node)
         if node.is_cut:
             line = [*_several(node.kind, node.number, node.last_number, node.count)]
             return [*line, (f" of another shape (--step {node.number} shows it)", "dim")]
         line = [(f"{node.kind} {node.number}", "part")]
         if node.kind == "step" and not node.is_complete and not node.is_open:
-            line.append((" begun, its group is not complete", "note"))
+            line.append((", begun and not completed here", "note"))
         last = node.first_loss if node.count > 1 else node.last_loss
         return line + _losses(node.first_loss, last) + self._time(node)
 
@@ -269,6 +270,8 @@ def _explained_line(item: Explained) -> Line:
     derivation = item.derivation
     if derivation.follows:
         return [*line, ("  ✓", "good")]
+    if derivation.lacking:
+        return [*line, (f"  ({derivation.lacking} to derive it)", "dim")]
     broken = derivation.broken
     reason = f"{printable(broken.what)} does not follow" if broken else "nothing to derive it from"
     return [*line, (f"  ✗ {reason}", "bad")]
@@ -277,6 +280,7 @@ def _explained_line(item: Explained) -> Line:
 def derivation_lines(record: events.Record, derivation: lossmath.Derivation) -> list[Line]:
     """The links of a derivation, one line each; the micro-batches on one line."""
     lines: list[Line] = []
+    alone = isinstance(record, events.Loss) and len(record.gathered) == 1
     if isinstance(record, events.Loss):
         rows = [row for row in record.rows if row is not None]
         samples = f" of {words.numbers(record.rows, 5)} samples" if rows and len(set(rows)) > 1 else ""
@@ -288,7 +292,9 @@ def derivation_lines(record: events.Record, derivation: lossmath.Derivation) -> 
     elif isinstance(record, events.EvalLoss):
         lines.append([("batches  ", "dim"), (words.numbers(record.losses), "value")])
     for link in derivation.links:
-        if link.what.startswith("micro-batch ") and link.follows:
+        # On one rank nothing is gathered: the links over ranks say the same number again.
+        is_idle = alone and link.what in (lossmath.OWN_SUM_GATHERED, lossmath.MEAN_OVER_RANKS)
+        if link.follows and (is_idle or link.what.startswith("micro-batch ")):
             continue
         lines.append(link_line(link))
     lines += [[(printable(note), "note")] for note in derivation.notes]

@@ -216,6 +216,7 @@ class TreeBuilder:
             self._close("epoch", record.at)
             if name == "on_train_begin":
                 self.epoch = 0
+                self.shapes.clear()  # "like step 8" means step 8 of the same training
         self._open("event", record, ("event", name, tuple(record.lowered), tuple(record.raised)))
 
     def _event_end(self, record: events.EventEnd) -> None:
@@ -282,7 +283,7 @@ class TreeBuilder:
 
     def _log(self, record: events.Log) -> None:
         self.ledger.see(record)
-        if "loss" in record.logs:
+        if "loss" in record.logs and self.is_in_range:
             loss = record.logs["loss"]
             for node in self.stack:
                 if node.kind in FOLDED:
@@ -390,7 +391,7 @@ class TreeBuilder:
         last = parent.children[-1]
         if not isinstance(last, Node) or last.kind != node.kind or last.signature != signature or node.is_open:
             return False
-        if node.kind == "step" and self.steps is not None:
+        if node.kind in ("step", "epoch") and self.steps is not None:
             return False  # who asks for some steps wants to see them
         last.count += 1
         last.last_number = node.number

@@ -22,6 +22,7 @@ class Verdict:
         failures: one sentence for each loss that does not follow, at most `MOST_FAILURES` of them.
         failed: how many do not follow.
         notes: what was taken on trust.
+        lacking: logged losses that could not be derived, by what was lacking for it.
         findings: what is wrong with the files (a rank without a file, a cut trace).
     """
 
@@ -31,6 +32,7 @@ class Verdict:
         self.failures: list[str] = []
         self.failed = 0
         self.notes: Counter[str] = Counter()
+        self.lacking: Counter[str] = Counter()
         self.findings: list[str] = []
 
     @property
@@ -43,6 +45,8 @@ class Verdict:
         lines = [f"does not follow: {failure}" for failure in self.failures]
         if self.failed > len(self.failures):
             lines.append(f"… and {self.failed - len(self.failures):,} more")
+        for lacking, count in self.lacking.items():
+            lines.append(f"not derived: {printable(lacking)}" + (f" ({count} times)" if count > 1 else ""))
         for note, count in self.notes.items():
             lines.append(f"note: {note}" + (f" ({count} times)" if count > 1 else ""))
         lines += [f"note: {finding}" for finding in self.findings]
@@ -61,6 +65,9 @@ def verify(run: Run) -> Verdict:
     """Derive every logged loss of every rank again, with the ranks of one log joined."""
     verdict = Verdict()
     for rank, derivation in derivations(run):
+        if derivation.lacking:
+            verdict.lacking[f"{derivation.key}: {derivation.lacking}"] += 1
+            continue
         verdict.looked_at[derivation.key] += 1
         verdict.links += len(derivation.links)
         verdict.notes.update(derivation.notes)

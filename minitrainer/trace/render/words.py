@@ -110,11 +110,13 @@ def _call(record: events.Call) -> Line:
 
 
 def _event(record: events.Event) -> Line:
-    line = [(printable(record.event), "event")]
+    line: Line = [(printable(record.event), "event")]
     if record.lowered:
         line.append(("  lowers " + ", ".join(map(printable, record.lowered)), "flag"))
     if record.raised:
-        line.append(("  raised: " + ", ".join(map(printable, record.raised)), "dim"))
+        line.append(
+            (("; " if record.lowered else "  ") + "raised: " + ", ".join(map(printable, record.raised)), "dim")
+        )
     return line
 
 
