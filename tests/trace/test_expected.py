@@ -1,6 +1,6 @@
 """The third witness against the first: `expected_events` and the real Trainer agree on random shapes.
 
-These tests run inside the isolated transformers 4.31.0. The everyday number of shapes is 500; `make shapes` draws 10,000
+They run inside the isolated transformers 4.31.0. The everyday number of shapes is 500; `make shapes` draws 10,000
 (MINITRAINER_SHAPES) from a seed of its own (MINITRAINER_SEED) and says how far it is.
 """
 

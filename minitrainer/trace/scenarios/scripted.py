@@ -60,6 +60,8 @@ class ScriptedModel(nn.Module):
         eval_curve: see `Flow`.
     """
 
+    passes: torch.Tensor
+
     def __init__(self, passes_per_step: int, eval_curve: tuple[float, ...]):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
