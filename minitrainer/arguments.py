@@ -479,10 +479,10 @@ class TrainingArguments:
                 raise ValueError(
                     "Your setup doesn't support bf16/gpu. You need torch>=1.10, using Ampere GPU with cuda>=11.0"
                 )
-        if self.fp16 and self.bf16:
-            raise ValueError("At most one of fp16 and bf16 can be True, but not both")
-        if self.fp16_full_eval and self.bf16_full_eval:
-            raise ValueError("At most one of fp16 and bf16 can be True for full eval, but not both")
+        both = {"": self.fp16 and self.bf16, " for full eval": self.fp16_full_eval and self.bf16_full_eval}
+        for where, are_both_asked_for in both.items():
+            if are_both_asked_for:
+                raise ValueError(f"At most one of fp16 and bf16 can be True{where}, but not both")
         if self.bf16 and self.half_precision_backend == "apex":
             raise ValueError(
                 " `--half_precision_backend apex`: GPU bf16 is not supported by apex. Use"
@@ -946,7 +946,7 @@ class TrainingArguments:
             local: the first of each machine goes first; False where machines share a disk.
             desc: what is being done, for the debug log.
 
-        Source: training_args.py 1940-1988.
+        Source: training_args.py 1940-1989.
         """
         if self.world_size <= 1:
             yield
@@ -1071,7 +1071,7 @@ class TrainingArguments:
     def set_save(
         self,
         strategy: str | IntervalStrategy = "steps",
-        steps: int = 500,
+        steps: int = 500,  # updates
         total_limit: int | None = None,
         on_each_node: bool = False,
     ) -> "TrainingArguments":
@@ -1087,7 +1087,7 @@ class TrainingArguments:
     def set_logging(
         self,
         strategy: str | IntervalStrategy = "steps",
-        steps: int = 500,
+        steps: int = 500,  # updates
         report_to: str | list[str] = "none",
         level: str = "passive",  # of the main process
         first_step: bool = False,
@@ -1112,7 +1112,7 @@ class TrainingArguments:
 
     def set_push_to_hub(
         self,
-        model_id: str,
+        model_id: str,  # "name" or "owner/name"
         strategy: str | HubStrategy = "every_save",
         token: str | None = None,
         private_repo: bool = False,
@@ -1166,7 +1166,7 @@ class TrainingArguments:
         train_batch_size: int = 8,  # both per device
         eval_batch_size: int = 8,
         drop_last: bool = False,
-        num_workers: int = 0,
+        num_workers: int = 0,  # 0: the main process loads
         pin_memory: bool = True,
         auto_find_batch_size: bool = False,
         ignore_data_skip: bool = False,

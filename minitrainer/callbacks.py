@@ -64,7 +64,7 @@ class TrainerState:
         trial_name: the name of the present trial.
         trial_params: its hyperparameters.
 
-    Source: trainer_callback.py 35-112.
+    Source: trainer_callback.py 34-106.
     """
 
     epoch: float | None = None
@@ -119,11 +119,13 @@ class TrainerControl:
         should_evaluate: run an evaluation. Lowered likewise.
         should_log: log the training loss. Lowered likewise.
 
-    Source: trainer_callback.py 115-165.
+    Source: trainer_callback.py 109-156.
     """
 
+    # looked at by the loop itself
     should_training_stop: bool = False
     should_epoch_stop: bool = False
+    # acted on after a step or an epoch; not in this order, but log, evaluate, save
     should_save: bool = False
     should_evaluate: bool = False
     should_log: bool = False
@@ -158,7 +160,7 @@ class TrainerCallback:
     To steer the run, change `control`; returning it is optional. **Beware:** `logs` and `metrics` are the very
     dicts that the next callback gets, and some callbacks remove entries from them.
 
-    Source: trainer_callback.py 168-296.
+    Source: trainer_callback.py 159-287.
     """
 
     # fmt: off
@@ -219,7 +221,7 @@ class CallbackHandler(TrainerCallback):
         optimizer: set later by the Trainer, once it exists.
         lr_scheduler: likewise.
 
-    Source: trainer_callback.py 299-430.
+    Source: trainer_callback.py 290-412.
     """
 
     def __init__(self, callbacks: list[Any], model: Any, tokenizer: Any, optimizer: Any, lr_scheduler: Any):
@@ -280,48 +282,61 @@ class CallbackHandler(TrainerCallback):
     # -- the events, with the flags that they lower ---
 
     def on_init_end(self, args, state, control):  # type: ignore[override]
+        """Fire once the Trainer is built."""
         return self.call_event("on_init_end", args, state, control)
 
     def on_train_begin(self, args, state, control):  # type: ignore[override]
+        """Fire before the first epoch; lower should_training_stop."""
         control._new_training()
         return self.call_event("on_train_begin", args, state, control)
 
     def on_train_end(self, args, state, control):  # type: ignore[override]
+        """Fire after the last epoch, when the best model is back."""
         return self.call_event("on_train_end", args, state, control)
 
     def on_epoch_begin(self, args, state, control):  # type: ignore[override]
+        """Fire before an epoch's first micro-batch; lower should_epoch_stop."""
         control._new_epoch()
         return self.call_event("on_epoch_begin", args, state, control)
 
     def on_epoch_end(self, args, state, control):  # type: ignore[override]
+        """Fire after an epoch's last micro-batch."""
         return self.call_event("on_epoch_end", args, state, control)
 
     def on_step_begin(self, args, state, control):  # type: ignore[override]
+        """Fire before a group's first micro-batch; lower should_save, should_evaluate and should_log."""
         control._new_step()
         return self.call_event("on_step_begin", args, state, control)
 
     def on_substep_end(self, args, state, control):  # type: ignore[override]
+        """Fire after each micro-batch of a group but its last."""
         return self.call_event("on_substep_end", args, state, control)
 
     def on_step_end(self, args, state, control):  # type: ignore[override]
+        """Fire after the update of the weights."""
         return self.call_event("on_step_end", args, state, control)
 
     def on_evaluate(self, args, state, control, metrics):  # type: ignore[override]
+        """Fire after an evaluation; lower should_evaluate."""
         control.should_evaluate = False
         return self.call_event("on_evaluate", args, state, control, metrics=metrics)
 
     def on_predict(self, args, state, control, metrics):  # type: ignore[override]
+        """Fire after a prediction."""
         return self.call_event("on_predict", args, state, control, metrics=metrics)
 
     def on_save(self, args, state, control):  # type: ignore[override]
+        """Fire after a checkpoint is written; lower should_save."""
         control.should_save = False
         return self.call_event("on_save", args, state, control)
 
     def on_log(self, args, state, control, logs):  # type: ignore[override]
+        """Fire after a log entry is kept; lower should_log."""
         control.should_log = False
         return self.call_event("on_log", args, state, control, logs=logs)
 
     def on_prediction_step(self, args, state, control):  # type: ignore[override]
+        """Fire after each batch of an evaluation or prediction."""
         return self.call_event("on_prediction_step", args, state, control)
 
     def call_event(
@@ -366,7 +381,7 @@ class DefaultFlowCallback(TrainerCallback):
     **Beware:** it looks at one step at a time. With `eval_delay` in steps an evaluation that falls before the delay
     is skipped, not postponed. With strategy "steps", `save_steps=0` means never, while `logging_steps=0` is an error.
 
-    Source: trainer_callback.py 433-481.
+    Source: trainer_callback.py 415-462.
     """
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -411,7 +426,7 @@ class ProgressCallback(TrainerCallback):
     Only the first process of a machine draws. **Beware:** it removes `total_flos` from the logs that later callbacks
     get, and fails if `on_train_end` comes without an `on_train_begin`.
 
-    Source: trainer_callback.py 484-536.
+    Source: trainer_callback.py 465-512.
     """
 
     def __init__(self) -> None:
@@ -470,7 +485,7 @@ class ProgressCallback(TrainerCallback):
 class PrinterCallback(TrainerCallback):
     """Prints what is logged, for runs without progress bars (`disable_tqdm`). It removes `total_flos` from the logs.
 
-    Source: trainer_callback.py 539-547.
+    Source: trainer_callback.py 515-523.
     """
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -507,7 +522,7 @@ class EarlyStoppingCallback(TrainerCallback):
         early_stopping_patience: evaluations without improvement that are too many.
         early_stopping_threshold: an improvement must be larger than this to count.
 
-    Source: trainer_callback.py 550-584.
+    Source: trainer_callback.py 526-584.
     """
 
     def __init__(self, early_stopping_patience: int = 1, early_stopping_threshold: float | None = 0.0):

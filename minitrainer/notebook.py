@@ -20,7 +20,7 @@ class NotebookProgressCallback(TrainerCallback):
     **Beware:** its bar counts one step too many until training ends, as upstream's does; and it removes runtimes,
     throughputs and the epoch from the metrics that later callbacks get.
 
-    Source: utils/notebook.py 253-360.
+    Source: utils/notebook.py 267-360.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class NotebookProgressBar:
         parent: whoever draws it; without one it draws itself.
         width: in pixels.
 
-    Source: utils/notebook.py 60-189.
+    Source: utils/notebook.py 61-198.
     """
 
     warmup = 5  # the first so many updates are all drawn
@@ -167,17 +167,14 @@ class NotebookProgressBar:
         items = value - self.start_value  # 0 after two updates with the first value
         self.average_time_per_item = self.elapsed_time / items if items > 0 else None
         if value >= self.total:
-            value = self.total
-            self.predicted_remaining = None
+            value, self.predicted_remaining = self.total, None
             if not self.leave:
                 self.close()
         elif self.average_time_per_item is not None:
             self.predicted_remaining = self.average_time_per_item * (self.total - value)
         self.update_bar(value)
-        self.last_value = value
-        if self.average_time_per_item is None:
-            self.wait_for = 1
-        else:
+        self.last_value, self.wait_for = value, 1
+        if self.average_time_per_item is not None:
             self.wait_for = max(1, int(self.update_every / self.average_time_per_item))
 
     def update_bar(self, value: int, comment: str | None = None) -> None:
@@ -223,7 +220,7 @@ class NotebookTrainingTracker(NotebookProgressBar):
         num_steps: the steps of the run.
         column_names: the table's first columns; more may come with the first row.
 
-    Source: utils/notebook.py 192-250.
+    Source: utils/notebook.py 201-264.
     """
 
     def __init__(self, num_steps: int, column_names: list[str] | None = None):
@@ -275,7 +272,7 @@ class NotebookTrainingTracker(NotebookProgressBar):
 def format_time(t: float) -> str:
     """Write seconds as `mm:ss`, or `h:mm:ss` from an hour on.
 
-    Source: utils/notebook.py 24-28.
+    Source: utils/notebook.py 26-30.
     """
     minutes, seconds = divmod(int(t), 60)
     hours, minutes = divmod(minutes, 60)
@@ -285,7 +282,7 @@ def format_time(t: float) -> str:
 def html_progress_bar(value: int, total: int, prefix: str, label: str, width: int = 300) -> str:
     """One bar with the text before and after it.
 
-    Source: utils/notebook.py 31-39.
+    Source: utils/notebook.py 33-41.
     """
     style = f"width:{width}px; height:20px; vertical-align: middle;"
     bar = f"<progress value='{value}' max='{total}' style='{style}'></progress>"
@@ -296,7 +293,7 @@ def html_progress_bar(value: int, total: int, prefix: str, label: str, width: in
 def text_to_html_table(items: list[list[Any]]) -> str:
     """A table whose first row is the header; floats with six places.
 
-    Source: utils/notebook.py 42-57.
+    Source: utils/notebook.py 44-58.
     """
     header, *rows = items
     head = "".join(f"      <th>{name}</th>\n" for name in header)

@@ -530,9 +530,9 @@ class DagsHubCallback(MLflowCallback):
         super().__init__()
         if not is_dagshub_available():
             raise ImportError("DagsHubCallback requires dagshub to be installed. Run `pip install dagshub`.")
-        from dagshub.upload import Repo
+        import dagshub.upload
 
-        self.Repo = Repo
+        self.Repo = dagshub.upload.Repo
 
     def setup(self, *args, **kwargs):
         """Find the repository in the tracking URI, whose end is `/<owner>/<name>.mlflow`."""
@@ -602,8 +602,8 @@ class NeptuneCallback(TrainerCallback):
     def __init__(
         self,
         *,
-        api_token: str | None = None,
-        project: str | None = None,
+        api_token: str | None = None,  # both of these
+        project: str | None = None,  # from the environment by default
         name: str | None = None,
         base_namespace: str = "finetuning",
         run: Any = None,
@@ -613,8 +613,8 @@ class NeptuneCallback(TrainerCallback):
     ):
         if not is_neptune_available():
             raise ValueError(
-                "NeptuneCallback requires the Neptune client library to be installed. "
-                "To install the library, run `pip install neptune`."
+                "NeptuneCallback requires the Neptune client library to be installed. To install the library, run "
+                "`pip install neptune`."
             )
         self._init_run_kwargs = {"api_token": api_token, "project": project, "name": name, **neptune_run_kwargs}
         self._initial_run, self._run_id = run, None
@@ -823,8 +823,9 @@ class ClearMLCallback(TrainerCallback):
             return
         if self._clearml_task is None:
             self._clearml_task = self._clearml.Task.current_task() or self._clearml.Task.init(
-                project_name=os.getenv("CLEARML_PROJECT", "HuggingFace Transformers"),
                 task_name=os.getenv("CLEARML_TASK", "Trainer"),
+                project_name=os.getenv("CLEARML_PROJECT", "HuggingFace Transformers"),
+                # ClearML would otherwise take the same numbers from TensorBoard's files too.
                 auto_connect_frameworks={"tensorboard": False, "pytorch": False},
                 output_uri=True,
             )
@@ -877,7 +878,7 @@ class FlyteCallback(TrainerCallback):
     Raises:
         ImportError: without flytekit.
 
-    Source: integrations.py 1536-1597.
+    Source: integrations.py 1536-1596.
     """
 
     def __init__(self, save_log_history: bool = True, sync_checkpoints: bool = True):

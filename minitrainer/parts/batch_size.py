@@ -22,14 +22,12 @@ def find_executable_batch_size(
         starting_batch_size: the first size to try.
         auto_find_batch_size: whether to retry at all.
 
-    Source: trainer_utils.py 620-650.
+    Source: trainer_utils.py 629-657.
     """
     if function is None:
-        return functools.partial(
-            find_executable_batch_size,
-            starting_batch_size=starting_batch_size,
-            auto_find_batch_size=auto_find_batch_size,
-        )
+        options: dict[str, Any] = {"starting_batch_size": starting_batch_size}
+        options["auto_find_batch_size"] = auto_find_batch_size
+        return functools.partial(find_executable_batch_size, **options)
     if auto_find_batch_size:
         return halve_until_it_fits(function=function, starting_batch_size=starting_batch_size)
     return functools.partial(function, batch_size=starting_batch_size)

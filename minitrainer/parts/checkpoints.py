@@ -31,7 +31,7 @@ def get_last_checkpoint(folder: str) -> str | None:
     Raises:
         FileNotFoundError: if the folder does not exist.
 
-    Source: trainer_utils.py 158-167.
+    Source: trainer_utils.py 163-172.
     """
     last_path, last_step = None, -1
     for name in os.listdir(folder):
@@ -51,7 +51,7 @@ def reissue_pt_warnings(caught_warnings: list[warnings.WarningMessage]) -> None:
     Args:
         caught_warnings: what `warnings.catch_warnings(record=True)` collected.
 
-    Source: trainer_pt_utils.py 214-219.
+    Source: trainer_pt_utils.py 227-232.
     Leaves out: the comparison with torch's old text, which torch no longer has.
     """
     if len(caught_warnings) < 2:

@@ -17,7 +17,7 @@ class RemoveColumnsCollator:
         model_name: for that message; without it there is none.
         description: `training`, `evaluation` or `test`, for that message.
 
-    Source: trainer_utils.py 661-704.
+    Source: trainer_utils.py 668-704.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ def _map_nested(function: Callable[[Any], Any], tensors: Any) -> Any:
 def nested_detach(tensors: Any) -> Any:
     """Cut every tensor from the graph that computed it, so that the graph's memory is freed.
 
-    Source: trainer_pt_utils.py 170-176.
+    Source: trainer_pt_utils.py 163-169.
     """
     return _map_nested(lambda tensor: tensor.detach(), tensors)
 
@@ -46,7 +46,7 @@ def nested_detach(tensors: Any) -> Any:
 def nested_numpify(tensors: Any) -> Any:
     """Move every tensor to the CPU as a numpy array; waits for the device. bfloat16 becomes float32.
 
-    Source: trainer_pt_utils.py 152-167.
+    Source: trainer_pt_utils.py 147-160.
     """
 
     def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -60,7 +60,7 @@ def nested_numpify(tensors: Any) -> Any:
 def nested_truncate(tensors: Any, limit: int) -> Any:
     """Keep the first `limit` entries of every tensor or array.
 
-    Source: trainer_pt_utils.py 347-354.
+    Source: trainer_pt_utils.py 354-361.
     """
     return _map_nested(lambda tensor: tensor[:limit], tensors)
 
@@ -70,7 +70,7 @@ def nested_new_like(arrays: Any, num_samples: int, padding_index: int = PADDING_
 
     **Beware:** inside a list or tuple the padding is always -100, whatever was asked for; and dicts are not walked.
 
-    Source: trainer_pt_utils.py 333-337.
+    Source: trainer_pt_utils.py 340-344.
     """
     if isinstance(arrays, (list, tuple)):
         return type(arrays)(nested_new_like(array, num_samples) for array in arrays)
@@ -80,7 +80,7 @@ def nested_new_like(arrays: Any, num_samples: int, padding_index: int = PADDING_
 def expand_like(arrays: np.ndarray, new_seq_length: int, padding_index: int = PADDING_INDEX) -> np.ndarray:
     """Widen dimension 1 to `new_seq_length`, the new columns filled with padding.
 
-    Source: trainer_pt_utils.py 340-344.
+    Source: trainer_pt_utils.py 347-351.
     """
     rows, columns, *rest = arrays.shape
     wider = np.full_like(arrays, padding_index, shape=(rows, new_seq_length, *rest))
@@ -91,7 +91,7 @@ def expand_like(arrays: np.ndarray, new_seq_length: int, padding_index: int = PA
 def atleast_1d(tensor_or_array: Any) -> Any:
     """Give a scalar a dimension, so that it can be concatenated; leave everything else as it is.
 
-    Source: trainer_pt_utils.py 57-65.
+    Source: trainer_pt_utils.py 58-66.
     """
     as_vector = torch.atleast_1d if isinstance(tensor_or_array, torch.Tensor) else np.atleast_1d
     return as_vector(tensor_or_array)
@@ -100,7 +100,7 @@ def atleast_1d(tensor_or_array: Any) -> Any:
 def find_batch_size(tensors: Any) -> int | None:
     """Return the first dimension of the first tensor that has one; None if there is none.
 
-    Source: trainer_pt_utils.py 132-149.
+    Source: trainer_pt_utils.py 127-144.
     """
     if isinstance(tensors, (torch.Tensor, np.ndarray)):
         return tensors.shape[0] if tensors.ndim >= 1 else None
@@ -128,7 +128,7 @@ def nested_concat(tensors: Any, new_tensors: Any, padding_index: int = PADDING_I
         AssertionError: if the two are not of one type.
         TypeError: if a leaf is neither tensor nor array.
 
-    Source: trainer_pt_utils.py 105-129.
+    Source: trainer_pt_utils.py 105-124.
     """
     types = (type(tensors), type(new_tensors))
     assert types[0] is types[1], (
@@ -152,7 +152,7 @@ def torch_pad_and_concatenate(
 ) -> torch.Tensor:
     """Put the second tensor below the first; where dimension 1 differs, pad the shorter of them.
 
-    Source: trainer_pt_utils.py 68-84.
+    Source: trainer_pt_utils.py 69-84.
     """
     tensor1, tensor2 = atleast_1d(tensor1), atleast_1d(tensor2)
     if tensor1.dim() == 1 or tensor1.shape[1] == tensor2.shape[1]:
@@ -197,7 +197,7 @@ def distributed_concat(tensor: Any, num_total_examples: int | None = None) -> An
     Raises:
         AssertionError: if torch reports by an assertion that there is no process group.
 
-    Source: trainer_pt_utils.py 195-211.
+    Source: trainer_pt_utils.py 189-205.
     """
 
     def gather(leaf: torch.Tensor) -> torch.Tensor:
@@ -215,7 +215,7 @@ def distributed_broadcast_scalars(
 
     **Beware:** despite its name it gathers, and its default device is a GPU; on CPU ranks pass the device.
 
-    Source: trainer_pt_utils.py 214-231.
+    Source: trainer_pt_utils.py 208-224.
     """
     return _all_gather(torch.tensor(scalars).to(device), num_total_examples)
 
@@ -238,7 +238,7 @@ def nested_xla_mesh_reduce(tensors: Any, name: str) -> Any:
     Raises:
         ImportError: without torch_xla and a device.
 
-    Source: trainer_pt_utils.py 179-192.
+    Source: trainer_pt_utils.py 172-186.
     """
     if not is_torch_tpu_available():
         raise ImportError("Torch xla must be installed to use `nested_xla_mesh_reduce`")
@@ -273,7 +273,7 @@ class DistributedTensorGatherer:
         make_multiple_of: the per-device batch size, if the sampler evened out to whole batches.
         padding_index: fills dimension 1 where sequence lengths differ.
 
-    Source: trainer_pt_utils.py 357-446.
+    Source: trainer_pt_utils.py 364-469.
     """
 
     def __init__(
@@ -307,8 +307,8 @@ class DistributedTensorGatherer:
         if arrays is None:
             return
         if self._storage is None:
-            self._storage = nested_new_like(arrays, self.total_samples, padding_index=self.padding_index)
             self._offsets = list(range(0, self.total_samples, self.process_length))
+            self._storage = nested_new_like(arrays, self.total_samples, padding_index=self.padding_index)
         rows_per_rank, self._storage = self._nested_set_tensors(self._storage, arrays)
         self._offsets = [offset + rows_per_rank for offset in self._offsets]
 

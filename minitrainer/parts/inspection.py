@@ -13,7 +13,7 @@ from ..compat import is_deepspeed_zero3_enabled
 def has_length(dataset: Any) -> bool:
     """Whether `len(dataset)` works. A loader over a stream has the method, but calling it raises TypeError.
 
-    Source: trainer_utils.py 577-585.
+    Source: trainer_utils.py 585-593.
     """
     try:
         return len(dataset) is not None
@@ -24,7 +24,7 @@ def has_length(dataset: Any) -> bool:
 def number_of_arguments(func: Callable[..., Any]) -> int:
     """Count the parameters that are still open, those bound by `functools.partial` taken off.
 
-    Source: trainer_utils.py 603-610.
+    Source: trainer_utils.py 611-618.
     """
     bound_count = 0
     if isinstance(func, functools.partial):
@@ -36,7 +36,7 @@ def number_of_arguments(func: Callable[..., Any]) -> int:
 def get_model_param_count(model: nn.Module, trainable_only: bool = False) -> int:
     """Count the parameters, shared ones once. Under ZeRO stage 3 a tensor is empty here and DeepSpeed knows its size.
 
-    Source: trainer_pt_utils.py 1017-1031.
+    Source: trainer_pt_utils.py 1039-1053.
     """
     size_attribute = "ds_numel" if is_deepspeed_zero3_enabled() else None
     counted = (p for p in model.parameters() if p.requires_grad or not trainable_only)
@@ -49,7 +49,7 @@ def get_parameter_names(model: nn.Module, forbidden_layer_types: list[type]) -> 
     **Beware:** a forbidden `model` itself is not checked, only its descendants; and a parameter that is registered but
     set to None is named too.
 
-    Source: trainer_pt_utils.py 1034-1047.
+    Source: trainer_pt_utils.py 1056-1069.
     """
     names: list[str] = []
     for child_name, child in model.named_children():
@@ -61,7 +61,7 @@ def get_parameter_names(model: nn.Module, forbidden_layer_types: list[type]) -> 
 def get_module_class_from_name(module: nn.Module, name: str) -> type | None:
     """Find the class of that name among a module and its descendants, depth first; None if there is none.
 
-    Source: trainer_pt_utils.py 1050-1067.
+    Source: trainer_pt_utils.py 1072-1089.
     """
     return next((type(part) for part in module.modules() if type(part).__name__ == name), None)
 

@@ -18,7 +18,7 @@ class LabelSmoother:
         epsilon: the share of the target that is spread over all classes.
         ignore_index: labels with this value count neither in the sum nor in the mean.
 
-    Source: trainer_pt_utils.py 449-491.
+    Source: trainer_pt_utils.py 472-512.
     """
 
     epsilon: float = 0.1

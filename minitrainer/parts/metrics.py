@@ -29,7 +29,7 @@ def speed_metrics(
         `<split>_runtime` in seconds, rounded to 4 places; `<split>_samples_per_second` and
         `<split>_steps_per_second`, rounded to 3 places, neither of them if no time has passed.
 
-    Source: trainer_utils.py 341-364.
+    Source: trainer_utils.py 332-354.
     """
     runtime = time.time() - start_time
     metrics = {f"{split}_runtime": round(runtime, 4)}
@@ -44,7 +44,7 @@ def denumpify_detensorize(metrics: Any) -> Any:
 
     Longer arrays and tensors stay as they are. A tensor on a GPU is waited for.
 
-    Source: trainer_utils.py 588-600.
+    Source: trainer_utils.py 596-608.
     """
     if isinstance(metrics, dict):
         return type(metrics)({key: denumpify_detensorize(value) for key, value in metrics.items()})
@@ -57,7 +57,7 @@ def denumpify_detensorize(metrics: Any) -> Any:
 def _secs2timedelta(secs: float) -> str:
     """Write seconds as `h:mm:ss.cc`, hundredths cut off, not rounded.
 
-    Source: trainer_pt_utils.py 880-886.
+    Source: trainer_pt_utils.py 863-869.
     """
     whole_seconds = int(secs)
     hundredths = int(abs(secs - whole_seconds) * 100)
@@ -77,14 +77,13 @@ class TrainerMemoryTracker:
     Args:
         skip_memory_metrics: measure nothing.
 
-    Source: trainer_utils.py 378-574.
+    Source: trainer_utils.py 368-582.
     """
 
     # Which method of the Trainer opens which stage.
     stages = {
         "__init__": "init",
-        "train": "train",
-        "_inner_training_loop": "train",
+        **dict.fromkeys(("train", "_inner_training_loop"), "train"),
         "evaluate": "eval",
         "predict": "test",
     }

@@ -19,7 +19,7 @@ class EvalPrediction:
         label_ids: the labels in the same order; a tuple where there are several.
         inputs: the main model inputs, or None.
 
-    Source: trainer_utils.py 98-131.
+    Source: trainer_utils.py 101-137.
     """
 
     def __init__(self, predictions: Any, label_ids: Any, inputs: Any = None):
@@ -48,10 +48,10 @@ class EvalLoopOutput(NamedTuple):
     `metrics` carries the prefix of the loop (`eval_loss`), and `num_samples` counts examples over all ranks.
     """
 
-    predictions: Arrays
+    predictions: Arrays | None
     label_ids: Arrays | None
-    metrics: dict[str, float] | None
-    num_samples: int | None
+    metrics: dict[str, float]
+    num_samples: int
 
 
 class PredictionOutput(NamedTuple):

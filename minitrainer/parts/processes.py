@@ -17,7 +17,7 @@ def torch_distributed_zero_first(local_rank: int) -> Iterator[None]:
     Args:
         local_rank: -1 without distributed training (nobody waits), 0 for the one that goes first.
 
-    Source: trainer_pt_utils.py 229-240.
+    Source: trainer_pt_utils.py 235-247.
     """
     goes_later = local_rank not in (-1, 0)
     if goes_later:
@@ -30,7 +30,7 @@ def torch_distributed_zero_first(local_rank: int) -> Iterator[None]:
 def is_main_process(local_rank: int) -> bool:
     """Whether this is the first process of its machine; on TPUs the first of all.
 
-    Source: trainer_utils.py 314-323.
+    Source: trainer_utils.py 305-314.
     """
     if is_torch_tpu_available(check_device=True):
         import torch_xla.core.xla_model as xla_model
@@ -42,7 +42,7 @@ def is_main_process(local_rank: int) -> bool:
 def total_processes_number(local_rank: int) -> int:
     """Count the ranks; 1 where `local_rank` is -1.
 
-    Source: trainer_utils.py 326-338.
+    Source: trainer_utils.py 317-329.
     """
     if is_torch_tpu_available(check_device=True):
         import torch_xla.core.xla_model as xla_model

@@ -16,7 +16,7 @@ from .gathering import atleast_1d
 def smp_forward_backward(model: Any, inputs: dict[str, Any], gradient_accumulation_steps: int = 1) -> Any:
     """Run one micro-batch forward and backward; the platform cuts it into its own smaller ones.
 
-    Source: trainer_pt_utils.py 1073-1079.
+    Source: trainer_pt_utils.py 1095-1101.
     """
     output = model(**inputs)
     loss = output["loss"] if isinstance(output, dict) else output[0]
@@ -29,7 +29,7 @@ def smp_forward_backward(model: Any, inputs: dict[str, Any], gradient_accumulati
 def smp_forward_only(model: Any, inputs: dict[str, Any]) -> Any:
     """Run one micro-batch forward.
 
-    Source: trainer_pt_utils.py 1081-1083.
+    Source: trainer_pt_utils.py 1103-1105.
     """
     return model(**inputs)
 
@@ -40,7 +40,7 @@ def smp_gather(tensor: Any) -> Any:
     Raises:
         TypeError: for a leaf that is no tensor.
 
-    Source: trainer_pt_utils.py 1085-1096.
+    Source: trainer_pt_utils.py 1107-1118.
     """
     if isinstance(tensor, torch.Tensor):
         from_each_rank = smp.allgather(tensor, smp.CommGroup.DP_GROUP)
@@ -55,7 +55,7 @@ def smp_gather(tensor: Any) -> Any:
 def smp_nested_concat(tensor: Any) -> Any:
     """Join what the platform's smaller micro-batches returned, on the CPU.
 
-    Source: trainer_pt_utils.py 1098-1106.
+    Source: trainer_pt_utils.py 1120-1127.
     """
     if isinstance(tensor, dict):
         return type(tensor)({key: smp_nested_concat(value) for key, value in tensor.items()})

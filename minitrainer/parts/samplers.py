@@ -41,7 +41,7 @@ def get_length_grouped_indices(
         mega_batch_mult: batches in one mega-batch; by default 50, or fewer so that there are at least four of them.
         generator: draws the shuffle; without it torch's global generator does, and its state moves on.
 
-    Source: trainer_pt_utils.py 494-527.
+    Source: trainer_pt_utils.py 515-547.
     """
     if mega_batch_mult is None:
         mega_batch_mult = max(1, min(len(lengths) // (batch_size * 4), 50))
@@ -96,13 +96,13 @@ class LengthGroupedSampler(Sampler):
     Raises:
         ValueError: as `_example_lengths`.
 
-    Source: trainer_pt_utils.py 530-573.
+    Source: trainer_pt_utils.py 550-593.
     """
 
     def __init__(
         self,
         batch_size: int,
-        dataset: Dataset | None = None,
+        dataset: Dataset | None = None,  # one of these two
         lengths: list[int] | None = None,
         model_input_name: str | None = None,
         generator: torch.Generator | None = None,
@@ -136,21 +136,21 @@ class DistributedLengthGroupedSampler(DistributedSampler):
         ValueError: as `_example_lengths`.
         RuntimeError: if the ranks must be asked for and torch was built without distributed support.
 
-    Source: trainer_pt_utils.py 576-668.
+    Source: trainer_pt_utils.py 596-681.
     """
 
     def __init__(
         self,
         batch_size: int,
-        dataset: Dataset | None = None,
+        dataset: Dataset | None = None,  # this one, or lengths
         num_replicas: int | None = None,
         rank: int | None = None,
-        seed: int = 0,
+        seed: int = 0,  # the same on every rank
         drop_last: bool = False,
         lengths: list[int] | None = None,
         model_input_name: str | None = None,
     ):
-        if dataset is None and lengths is None:
+        if lengths is None and dataset is None:  # before the ranks are asked for: this error is the more helpful one
             raise ValueError("One of dataset and lengths must be provided.")
         self.num_replicas, self.rank = _ranks_and_rank(num_replicas, rank)
         self.lengths = _example_lengths(dataset, lengths, model_input_name, type(self).__name__)
@@ -199,7 +199,7 @@ class DistributedSamplerWithLoop(DistributedSampler):
         batch_size: per device.
         **kwargs: `DistributedSampler`'s own: ranks, shuffle, seed, drop_last.
 
-    Source: trainer_pt_utils.py 243-271.
+    Source: trainer_pt_utils.py 250-275.
     """
 
     def __init__(self, dataset: Any, batch_size: int, **kwargs: Any):
@@ -227,7 +227,7 @@ class SequentialDistributedSampler(Sampler):
     Raises:
         AssertionError: if the data set is smaller than what has to be repeated to fill all ranks.
 
-    Source: trainer_pt_utils.py 274-324.
+    Source: trainer_pt_utils.py 278-331.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class ShardSampler(Sampler):
         num_processes: the number of ranks.
         process_index: this rank.
 
-    Source: trainer_pt_utils.py 671-719.
+    Source: trainer_pt_utils.py 684-728.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ def get_tpu_sampler(dataset: Any, batch_size: int) -> Sampler:
 
     Never run on TPU hardware here.
 
-    Source: trainer_pt_utils.py 327-330.
+    Source: trainer_pt_utils.py 334-337.
     """
     import torch_xla.core.xla_model as xla_model
 
@@ -333,7 +333,7 @@ class IterableDatasetShard(IterableDataset):
         process_index: this rank.
         seed: the base of the generator's seed.
 
-    Source: trainer_pt_utils.py 722-842.
+    Source: trainer_pt_utils.py 731-833.
     """
 
     def __init__(
@@ -342,7 +342,7 @@ class IterableDatasetShard(IterableDataset):
         batch_size: int = 1,
         drop_last: bool = False,
         num_processes: int = 1,
-        process_index: int = 0,
+        process_index: int = 0,  # this rank
         seed: int = 0,
     ):
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last

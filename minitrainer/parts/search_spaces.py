@@ -12,7 +12,7 @@ def default_compute_objective(metrics: dict[str, float]) -> float:
     Args:
         metrics: what `evaluate` returned; not changed.
 
-    Source: trainer_utils.py 224-247.
+    Source: trainer_utils.py 216-238.
     """
     left_out = ("_runtime", "_per_second", "_compilation_time")
     scores = [
@@ -29,7 +29,7 @@ BATCH_SIZES = [4, 8, 16, 32, 64]
 def default_hp_space_optuna(trial: Any) -> dict[str, float]:
     """Ask an Optuna trial for learning rate (log scale), epochs, seed and batch size.
 
-    Source: trainer_utils.py 250-259.
+    Source: trainer_utils.py 241-250.
     """
     from ..reporters import is_optuna_available
 
@@ -44,7 +44,7 @@ def default_hp_space_optuna(trial: Any) -> dict[str, float]:
 def default_hp_space_ray(trial: Any) -> dict[str, Any]:
     """The same for Ray Tune, which draws from the distributions itself: `trial` plays no part.
 
-    Source: trainer_utils.py 262-273.
+    Source: trainer_utils.py 253-264.
     """
     from ..reporters import is_ray_tune_available
 
@@ -61,7 +61,7 @@ def default_hp_space_sigopt(trial: Any) -> list[dict[str, Any]]:
 
     **Beware:** the key of the log scale is misspelt upstream (`transformamtion`), and kept: SigOpt is sent the same.
 
-    Source: trainer_utils.py 276-286.
+    Source: trainer_utils.py 267-277.
     """
 
     def between(name: str, kind: str, low: float, high: float) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def default_hp_space_wandb(trial: Any) -> dict[str, Any]:
     Raises:
         ImportError: without wandb.
 
-    Source: trainer_utils.py 289-304.
+    Source: trainer_utils.py 280-295.
     """
     from ..reporters import is_wandb_available
 

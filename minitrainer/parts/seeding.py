@@ -20,7 +20,7 @@ def set_seed(seed: int) -> None:
     Args:
         seed: any integer that numpy accepts, 0 to 2**32 - 1.
 
-    Source: trainer_utils.py 82-95.
+    Source: trainer_utils.py 84-98.
     """
     random.seed(seed)
     np.random.seed(seed)
@@ -42,7 +42,7 @@ def enable_full_determinism(seed: int, warn_only: bool = False) -> None:
     Raises:
         RuntimeError: later, from torch, at the first operation that has no deterministic version.
 
-    Source: trainer_utils.py 56-79.
+    Source: trainer_utils.py 59-81.
     """
     set_seed(seed)
     os.environ.update(_DETERMINISTIC_CUDA)
@@ -61,7 +61,7 @@ def seed_worker(_: int) -> None:
     Args:
         _: the worker's number. Not needed: `torch.initial_seed()` differs by worker and by epoch.
 
-    Source: trainer_utils.py 48-53.
+    Source: trainer_utils.py 51-56.
     """
     set_seed(torch.initial_seed() % 2**32)  # numpy takes 32 bits, torch's seed has 64
 
