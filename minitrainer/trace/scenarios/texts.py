@@ -19,15 +19,24 @@ def shipped_texts(name: str) -> datasets.DatasetDict:
     return texts_from_files(files["train"], files["validation"])
 
 
-def texts_from_files(train_file: str | Path, validation_file: str | Path) -> datasets.DatasetDict:
+def texts_from_files(
+    train_file: str | Path | None, validation_file: str | Path | None, columns: tuple[str, ...] = ()
+) -> datasets.DatasetDict:
     """Read two files of one kind: `.csv` with a header line, or `.json` with one object a line.
 
     The rows stay in memory. What `datasets` writes while it reads goes into a temporary folder, not into the user's
     cache.
 
+    Args:
+        train_file: What to learn from.
+        validation_file: What to be tested on.
+        columns: The columns of text that both must have.
+
     Raises:
-        UsageError: A file is missing, of another kind, or cannot be read.
+        UsageError: A file is not named, missing, of another kind, unreadable, or without these columns.
     """
+    if train_file is None or validation_file is None:
+        raise UsageError("--train_file and --validation_file go together: one to learn from, one to be tested on")
     files = {"train": str(train_file), "validation": str(validation_file)}
     for path in files.values():
         if not Path(path).is_file():
@@ -41,12 +50,19 @@ def texts_from_files(train_file: str | Path, validation_file: str | Path) -> dat
         raise UsageError(f"cannot read {' and '.join(files.values())}: both must be .csv, or both .json")
     with tempfile.TemporaryDirectory(prefix="minitrainer-") as folder:
         try:
-            return datasets.load_dataset(
+            texts = datasets.load_dataset(
                 kinds.pop().removeprefix("."), data_files=files, cache_dir=folder, keep_in_memory=True
             )
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise UsageError(f"cannot read {' and '.join(files.values())}: {reason}") from error
+    for split, path in files.items():
+        for column in columns:
+            if column not in texts[split].column_names:
+                raise UsageError(f"{path} has no column {column!r}; it needs {', '.join(columns)}")
+            if not all(isinstance(text, str) for text in texts[split][column]):
+                raise UsageError(f"{path} has rows without text in the column {column!r}")
+    return texts
 
 
 def _has_rows(path: str) -> bool:
