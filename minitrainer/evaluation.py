@@ -314,7 +314,7 @@ class EvaluationMixin(Attributes):
             prediction_loss_only = args.prediction_loss_only
 
         model = self._model_for_evaluation(dataloader)
-        batch_size = dataloader.batch_size
+        batch_size: Any = dataloader.batch_size
         num_examples = self.num_examples(dataloader)
         self._announce(description, num_examples, batch_size)
 
@@ -574,21 +574,17 @@ class EvaluationMixin(Attributes):
 
     def _add_speed_metrics(self, output: EvalLoopOutput, start_time: float, metric_key_prefix: str) -> None:
         """Add runtime in seconds, samples and steps per second, in place; compiling for jit does not count."""
-        total_batch_size = self.args.eval_batch_size * self.args.world_size
         start_time += output.metrics.get(f"{metric_key_prefix}_jit_compilation_time", 0)
+        steps = math.ceil(output.num_samples / (self.args.eval_batch_size * self.args.world_size))
         output.metrics.update(
-            speed_metrics(
-                metric_key_prefix,
-                start_time,
-                num_samples=output.num_samples,
-                num_steps=math.ceil(output.num_samples / total_batch_size),
-            )
+            speed_metrics(metric_key_prefix, start_time, num_samples=output.num_samples, num_steps=steps)
         )
 
     def _forget_past(self) -> None:
         """Drop the model's past at the end of a loop.
 
         Writes: _past
+        Source: trainer.py 3162-3164
         """
         # Truthiness, not `>= 0`, is upstream's: with past_index=0 the past survives the loop.
         if self.args.past_index and hasattr(self, "_past"):

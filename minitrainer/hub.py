@@ -32,6 +32,160 @@ class HubMixin(Attributes):
     You get: a clone of the model's repository in `output_dir`, pushes while training and after it, and a model card.
     """
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push the model that a checkpoint holds, in the background, while training goes on.
+
+        It copies files instead of saving again, so no gathering between ranks is needed. A push that is still running
+        makes this one be left out. **Beware:** sharded weights are not among the files copied, and with
+        `hub_strategy="checkpoint"` the checkpoint's folder is called `last-checkpoint` while the push begins; a push
+        that fails is an error in the log, and training goes on.
+
+        Args:
+            checkpoint_folder: the checkpoint, complete.
+
+        Writes: push_in_progress
+        Source: trainer.py 3486-3531
+        """
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done:
+            return
+
+        # -- copy the model up into the repository ---
+        output_dir = self.args.output_dir
+        file_names = [CONFIG_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_NAME]
+        if compat.is_peft_available():
+            file_names += ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"]
+        for file_name in file_names:
+            path = os.path.join(checkpoint_folder, file_name)
+            if os.path.isfile(path):
+                shutil.copy(path, os.path.join(output_dir, file_name))
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(output_dir)  # quick, and its files are of any number
+        torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))
+
+        # -- push ---
+        pushes_checkpoint = self.args.hub_strategy == HubStrategy.CHECKPOINT
+        last_checkpoint = os.path.join(output_dir, "last-checkpoint")
+        try:
+            if pushes_checkpoint:
+                # Moving into a folder that exists would put the checkpoint *below* it.
+                if os.path.isdir(last_checkpoint):
+                    shutil.rmtree(last_checkpoint)
+                shutil.move(checkpoint_folder, last_checkpoint)
+
+            if self.args.save_strategy == IntervalStrategy.STEPS:
+                progress = f"step {self.state.global_step}"
+            else:
+                progress = f"epoch {int(self.state.epoch or 0)}"
+            push_work = self.repo.push_to_hub(
+                commit_message=f"Training in progress, {progress}", blocking=False, auto_lfs_prune=True
+            )
+            # (url, command in progress), or None where there was nothing to commit
+            if push_work is not None:
+                self.push_in_progress = push_work[1]
+        except Exception as error:
+            logger.error(f"Error when pushing to hub: {error}")
+        finally:
+            if pushes_checkpoint:
+                shutil.move(last_checkpoint, checkpoint_folder)
+
+    def push_to_hub(
+        self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any
+    ) -> str | tuple[str, Any] | None:
+        """Save model and tokenizer into the repository and push it, then the model card in a commit of its own.
+
+        All ranks must call it, since saving may gather weights; rank 0 pushes.
+
+        Args:
+            commit_message: of the first commit.
+            blocking: wait until the push is over; a push in progress is then ended first, and its commits go along.
+            kwargs: for `create_model_card`.
+
+        Returns:
+            The address of the commit, with a progress object if not `blocking`; None on other ranks and where there
+            was nothing to commit.
+
+        Raises:
+            ImportError: if huggingface_hub has no `Repository`.
+
+        Writes: push_in_progress
+        Source: trainer.py 3533-3587
+        """
+        if not hasattr(self, "repo"):
+            self.init_git_repo()
+
+        model_name = kwargs.pop("model_name", None)
+        if model_name is None and self.args.should_save:
+            repository = self.args.hub_model_id
+            model_name = Path(self.args.output_dir).name if repository is None else repository.split("/")[-1]
+
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+
+        if blocking and self.push_in_progress is not None and not self.push_in_progress.is_done:
+            self.push_in_progress._process.kill()
+            self.push_in_progress = None
+        commit_url = self.repo.push_to_hub(commit_message=commit_message, blocking=blocking, auto_lfs_prune=True)
+
+        # The card's own commit: a card that the Hub rejects must not take the model with it.
+        if self.args.should_save:
+            self.create_model_card(model_name=model_name, **kwargs)
+            try:
+                self.repo.push_to_hub(
+                    commit_message="update model card README.md", blocking=blocking, auto_lfs_prune=True
+                )
+            except OSError as error:
+                logger.error(f"The model card was not pushed; the model was. Read the log and push again.\n{error}")
+        return commit_url
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write a draft of a model card to `output_dir/README.md`: hyperparameters, log, metrics.
+
+        **Beware:** a card that stands there already is written over, with all that you added.
+
+        Args:
+            language: of the model.
+            license: of the model; by default that of the pretrained model, if it is from the Hub.
+            tags: more tags for its metadata.
+            model_name: by default the name of `output_dir`.
+            finetuned_from: by default the pretrained model's name on the Hub.
+            tasks: names of tasks; by default guessed from the model's class.
+            dataset_tags: names of data sets.
+            dataset: names of data sets as a reader should see them.
+            dataset_args: configurations of the data sets.
+
+        Source: trainer.py 3430-3484
+        """
+        if not self.is_world_process_zero():
+            return
+        card = TrainingSummary.from_trainer(
+            compat.CardView(self),
+            model_name=model_name,
+            finetuned_from=finetuned_from,
+            language=language,
+            license=license,
+            tags=tags,
+            tasks=tasks,
+            dataset=dataset,
+            dataset_args=dataset_args,
+            dataset_tags=dataset_tags,
+        ).to_model_card()
+        with open(os.path.join(self.args.output_dir, "README.md"), "w") as file:
+            file.write(card)
+
     def init_git_repo(self, at_init: bool = False) -> None:
         """Create the repository on the Hub if there is none, and clone it into `args.output_dir`.
 
@@ -110,162 +264,6 @@ class HubMixin(Attributes):
         if not self.repo.is_repo_clean():
             self.repo.git_commit("Add *.sagemaker patterns to .gitignore.")
             self.repo.git_push()
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the model that a checkpoint holds, in the background, while training goes on.
-
-        It copies files instead of saving again, so no gathering between ranks is needed. A push that is still running
-        makes this one be left out. **Beware:** sharded weights are not among the files copied, and with
-        `hub_strategy="checkpoint"` the checkpoint's folder is called `last-checkpoint` while the push begins; a push
-        that fails is an error in the log, and training goes on.
-
-        Args:
-            checkpoint_folder: the checkpoint, complete.
-
-        Writes: push_in_progress
-        Source: trainer.py 3486-3531
-        """
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        if self.push_in_progress is not None and not self.push_in_progress.is_done:
-            return
-
-        # -- copy the model up into the repository ---
-        output_dir = self.args.output_dir
-        file_names = [CONFIG_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_NAME]
-        if compat.is_peft_available():
-            file_names += ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"]
-        for file_name in file_names:
-            path = os.path.join(checkpoint_folder, file_name)
-            if os.path.isfile(path):
-                shutil.copy(path, os.path.join(output_dir, file_name))
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(output_dir)  # quick, and its files are of any number
-        torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))
-
-        # -- push ---
-        pushes_checkpoint = self.args.hub_strategy == HubStrategy.CHECKPOINT
-        last_checkpoint = os.path.join(output_dir, "last-checkpoint")
-        try:
-            if pushes_checkpoint:
-                # Moving into a folder that exists would put the checkpoint *below* it.
-                if os.path.isdir(last_checkpoint):
-                    shutil.rmtree(last_checkpoint)
-                shutil.move(checkpoint_folder, last_checkpoint)
-
-            if self.args.save_strategy == IntervalStrategy.STEPS:
-                progress = f"step {self.state.global_step}"
-            else:
-                progress = f"epoch {int(self.state.epoch)}"
-            push_work = self.repo.push_to_hub(
-                commit_message=f"Training in progress, {progress}", blocking=False, auto_lfs_prune=True
-            )
-            # (url, command in progress), or None where there was nothing to commit
-            if push_work is not None:
-                self.push_in_progress = push_work[1]
-        except Exception as error:
-            logger.error(f"Error when pushing to hub: {error}")
-        finally:
-            if pushes_checkpoint:
-                shutil.move(last_checkpoint, checkpoint_folder)
-
-    def push_to_hub(
-        self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any
-    ) -> str | tuple[str, Any] | None:
-        """Save model and tokenizer into the repository and push it, then the model card in a commit of its own.
-
-        All ranks must call it, since saving may gather weights; rank 0 pushes.
-
-        Args:
-            commit_message: of the first commit.
-            blocking: wait until the push is over; a push in progress is then ended first, and its commits go along.
-            kwargs: for `create_model_card`.
-
-        Returns:
-            The address of the commit, with a progress object if not `blocking`; None on other ranks and where there
-            was nothing to commit.
-
-        Raises:
-            ImportError: if huggingface_hub has no `Repository`.
-
-        Writes: push_in_progress
-        Source: trainer.py 3533-3587
-        """
-        if not hasattr(self, "repo"):
-            self.init_git_repo()
-
-        model_name = kwargs.pop("model_name", None)
-        if model_name is None and self.args.should_save:
-            if self.args.hub_model_id is None:
-                model_name = Path(self.args.output_dir).name
-            else:
-                model_name = self.args.hub_model_id.split("/")[-1]
-
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-
-        if blocking and self.push_in_progress is not None and not self.push_in_progress.is_done:
-            self.push_in_progress._process.kill()
-            self.push_in_progress = None
-        commit_url = self.repo.push_to_hub(commit_message=commit_message, blocking=blocking, auto_lfs_prune=True)
-
-        # The card's own commit: a card that the Hub rejects must not take the model with it.
-        if self.args.should_save:
-            self.create_model_card(model_name=model_name, **kwargs)
-            try:
-                self.repo.push_to_hub(
-                    commit_message="update model card README.md", blocking=blocking, auto_lfs_prune=True
-                )
-            except OSError as error:
-                logger.error(f"The model card was not pushed; the model was. Read the log and push again.\n{error}")
-        return commit_url
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write a draft of a model card to `output_dir/README.md`: hyperparameters, log, metrics.
-
-        **Beware:** a card that stands there already is written over, with all that you added.
-
-        Args:
-            language: of the model.
-            license: of the model; by default that of the pretrained model, if it is from the Hub.
-            tags: more tags for its metadata.
-            model_name: by default the name of `output_dir`.
-            finetuned_from: by default the pretrained model's name on the Hub.
-            tasks: names of tasks; by default guessed from the model's class.
-            dataset_tags: names of data sets.
-            dataset: names of data sets as a reader should see them.
-            dataset_args: configurations of the data sets.
-
-        Source: trainer.py 3430-3484
-        """
-        if not self.is_world_process_zero():
-            return
-        card = TrainingSummary.from_trainer(
-            compat.CardView(self),
-            language=language,
-            license=license,
-            tags=tags,
-            model_name=model_name,
-            finetuned_from=finetuned_from,
-            tasks=tasks,
-            dataset_tags=dataset_tags,
-            dataset=dataset,
-            dataset_args=dataset_args,
-        ).to_model_card()
-        with open(os.path.join(self.args.output_dir, "README.md"), "w") as file:
-            file.write(card)
 
 
 # Read next: callbacks.py

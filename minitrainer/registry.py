@@ -103,9 +103,10 @@ class OptunaBackend(HyperParamSearchBackendBase):
         import optuna
 
         if trainer.args.process_index != 0:
-            return _follow_rank_0(trainer, n_trials, self.name)
+            _follow_rank_0(trainer, n_trials, self.name)
+            return None
         timeout, n_jobs = kwargs.pop("timeout", None), kwargs.pop("n_jobs", 1)
-        study = optuna.create_study(direction=direction, **kwargs)
+        study: Any = optuna.create_study(direction=direction, **kwargs)  # type: ignore[arg-type]
         study.optimize(
             lambda trial: _lead_one_trial(trainer, trial, self.name), n_trials=n_trials, timeout=timeout, n_jobs=n_jobs
         )
@@ -206,7 +207,8 @@ class SigOptBackend(HyperParamSearchBackendBase):
 
     def run(self, trainer: Any, n_trials: int, direction: str, **kwargs: Any) -> BestRun | None:
         if trainer.args.process_index != 0:
-            return _follow_rank_0(trainer, n_trials, self.name)
+            _follow_rank_0(trainer, n_trials, self.name)
+            return None
         settings = {
             "name": "huggingface-tune",
             "parameters": trainer.hp_space(None),
@@ -276,21 +278,19 @@ class WandbBackend(HyperParamSearchBackendBase):
         sweep_id, project, name, entity = (kwargs.pop(key, None) for key in ("sweep_id", "project", "name", "entity"))
         metric = kwargs.pop("metric", "eval/loss")
         sweep_config = trainer.hp_space(None)
-        sweep_config["metric"]["goal"] = direction
-        sweep_config["metric"]["name"] = metric
+        sweep_config["metric"].update(goal=direction, name=metric)
         if name:
             sweep_config["name"] = name
         best: dict[str, Any] = {"run_id": None, "objective": None, "hyperparameters": None}
 
         def run_trial() -> float:
             run = wandb.run if wandb.run else wandb.init()
-            trainer.state.trial_name = run.name
+            trainer.state.trial_name, trainer.objective = run.name, None
             run.config.update({"assignments": {}, "metric": metric})
             config = wandb.config
 
-            trainer.objective = None
             trainer.train(resume_from_checkpoint=None, trial=vars(config)["_items"])
-            if trainer.objective is None:
+            if trainer.objective is None:  # no evaluation came by while it trained
                 metrics = trainer.evaluate()
                 trainer.objective = trainer.compute_objective(metrics)
                 logged = rewrite_logs(metrics)
@@ -385,7 +385,7 @@ def _ray_trial(trial: dict[str, Any], local_trainer: Any, checkpoint_dir: str | 
 
     checkpoint = None
     if checkpoint_dir:
-        for name in os.listdir(checkpoint_dir):
+        for name in os.listdir(checkpoint_dir):  # there is one, written by `_tune_save_checkpoint`
             if name.startswith(PREFIX_CHECKPOINT_DIR):
                 checkpoint = os.path.join(checkpoint_dir, name)
     local_trainer.objective = None

@@ -95,7 +95,7 @@ class ResumingMixin(Attributes):
             if not (hasattr(model, "active_adapter") and hasattr(model, "load_adapter")):
                 logger.warning("Could not load the adapter: this peft is too old, install peft>=0.3.0.")
             elif os.path.exists(folder):
-                model.load_adapter(folder, model.active_adapter, is_trainable=True)
+                model.load_adapter(folder, model.active_adapter, is_trainable=True)  # type: ignore[operator]
             else:
                 logger.warning(_adapters_missing(folder))
         else:
@@ -119,7 +119,7 @@ class ResumingMixin(Attributes):
 
         Source: trainer.py 2092-2177
         """
-        folder = self.state.best_model_checkpoint
+        folder = str(self.state.best_model_checkpoint)  # train calls this only where there is one
         logger.info(f"Loading best model from {folder} (score: {self.state.best_metric}).")
         is_sagemaker = compat.is_sagemaker_mp_enabled()
         model = self.model_wrapped if is_sagemaker else self.model
@@ -151,24 +151,6 @@ class ResumingMixin(Attributes):
                 "several nodes, pass `--save_on_each_node`."
             )
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Warn about weights that the model or the checkpoint lacks; tie weights that are never saved.
-
-        Args:
-            load_result: has `missing_keys` and `unexpected_keys`.
-
-        Source: trainer.py 2179-2190
-        """
-        missing, unexpected = load_result.missing_keys, load_result.unexpected_keys
-        if len(missing) != 0:
-            never_saved = self.model._keys_to_ignore_on_save
-            if never_saved is not None and set(missing) == set(never_saved):
-                self.model.tie_weights()
-            else:
-                logger.warning(f"There were missing keys in the checkpoint model loaded: {missing}.")
-        if len(unexpected) != 0:
-            logger.warning(f"There were unexpected keys in the checkpoint model loaded: {unexpected}.")
-
     def _load_plain_weights(self, model: nn.Module, folder: str) -> None:
         """Load one file of weights, through the CPU's memory so that the device need not hold them twice."""
         state_dict = self._read_weights(folder, prefer_safetensors=self.args.save_safetensors)
@@ -182,12 +164,6 @@ class ResumingMixin(Attributes):
             ) from error
         del state_dict  # before anything else allocates
         self._issue_warnings_after_load(load_result)
-
-    def _read_weights(self, folder: str, prefer_safetensors: bool) -> dict[str, torch.Tensor]:
-        safe_weights_file = os.path.join(folder, SAFE_WEIGHTS_NAME)
-        if prefer_safetensors and os.path.isfile(safe_weights_file):
-            return load_safetensors(safe_weights_file)
-        return load_tensors(os.path.join(folder, WEIGHTS_NAME), map_location="cpu")
 
     def _load_fsdp_weights(self, model: nn.Module, folder: str) -> None:
         """Let accelerate load FSDP's weights, full or sharded. Never run on the hardware."""
@@ -215,8 +191,34 @@ class ResumingMixin(Attributes):
         model.load_state_dict(state_dict, strict=True)
 
     def _is_peft_model(self, model: nn.Module) -> bool:
+        """Say whether only adapters are trained and saved."""
         peft_model_class = compat.peft_model_class()
         return peft_model_class is not None and isinstance(model, peft_model_class)
+
+    def _read_weights(self, folder: str, prefer_safetensors: bool) -> dict[str, torch.Tensor]:
+        """Read one file of weights, safetensors first if they are preferred and there."""
+        safe_weights_file = os.path.join(folder, SAFE_WEIGHTS_NAME)
+        if prefer_safetensors and os.path.isfile(safe_weights_file):
+            return load_safetensors(safe_weights_file)
+        return load_tensors(os.path.join(folder, WEIGHTS_NAME), map_location="cpu")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn about weights that the model or the checkpoint lacks; tie weights that are never saved.
+
+        Args:
+            load_result: has `missing_keys` and `unexpected_keys`.
+
+        Source: trainer.py 2179-2190
+        """
+        missing, unexpected = load_result.missing_keys, load_result.unexpected_keys
+        if len(missing) != 0:
+            never_saved = self.model._keys_to_ignore_on_save
+            if never_saved is not None and set(missing) == set(never_saved):
+                self.model.tie_weights()
+            else:
+                logger.warning(f"There were missing keys in the checkpoint model loaded: {missing}.")
+        if len(unexpected) != 0:
+            logger.warning(f"There were unexpected keys in the checkpoint model loaded: {unexpected}.")
 
     # -- optimizer, scheduler, scaler ---
 

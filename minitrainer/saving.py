@@ -121,19 +121,19 @@ class SavingMixin(Attributes):
         """
         if self.hp_search_backend is None or trial is None:
             return self.args.output_dir
-        if self.hp_search_backend == HPSearchBackend.OPTUNA:
-            run_id = trial.number
-        elif self.hp_search_backend == HPSearchBackend.RAY:
-            from ray import tune
-
-            run_id = tune.get_trial_id()
-        elif self.hp_search_backend == HPSearchBackend.SIGOPT:
+        if self.hp_search_backend == HPSearchBackend.SIGOPT:
             run_id = trial.id
+        elif self.hp_search_backend == HPSearchBackend.OPTUNA:
+            run_id = trial.number
         elif self.hp_search_backend == HPSearchBackend.WANDB:
             import wandb
 
             run_id = wandb.run.id
-        run_name = self.hp_name(trial) if self.hp_name is not None else f"run-{run_id}"
+        else:
+            from ray import tune
+
+            run_id = tune.get_trial_id()
+        run_name = f"run-{run_id}" if self.hp_name is None else self.hp_name(trial)
         return os.path.join(self.args.output_dir, run_name)
 
     # -- the model ---
@@ -152,8 +152,9 @@ class SavingMixin(Attributes):
         Source: trainer.py 2720-2773
         Leaves out: the refusal of accelerate 0.20.3 and older.
         """
-        if output_dir is None:
-            output_dir = self.args.output_dir
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        sharded_ddp = self.args.sharded_ddp
+        shards_weights = ShardedDDPOption.ZERO_DP_2 in sharded_ddp or ShardedDDPOption.ZERO_DP_3 in sharded_ddp
 
         if compat.is_torch_tpu_available():
             self._save_tpu(output_dir)
@@ -165,12 +166,7 @@ class SavingMixin(Attributes):
                 self._save(output_dir, state_dict=state_dict)
             if compat.is_sagemaker_mp_post_1_10():
                 Path(output_dir, "user_content.pt").touch()  # tells the reader which of two formats this is
-        elif (
-            ShardedDDPOption.ZERO_DP_2 in self.args.sharded_ddp
-            or ShardedDDPOption.ZERO_DP_3 in self.args.sharded_ddp
-            or self.fsdp is not None
-            or self.is_fsdp_enabled
-        ):
+        elif shards_weights or self.fsdp is not None or self.is_fsdp_enabled:
             state_dict = self.model.state_dict()
             if self.args.should_save:
                 self._save(output_dir, state_dict=state_dict)
@@ -180,6 +176,7 @@ class SavingMixin(Attributes):
                 save_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, self.model, output_dir)
         elif self.is_deepspeed_enabled:
             try:
+                # Collective: all ranks gather, whoever writes.
                 state_dict = self.accelerator.get_state_dict(self.deepspeed)
                 if self.args.should_save:
                     self._save(output_dir, state_dict=state_dict)
@@ -260,7 +257,7 @@ class SavingMixin(Attributes):
         if isinstance(self.model, PreTrainedModel):
             self.model.save_pretrained(output_dir, **options)
         elif isinstance(compat.unwrap_model(self.model), PreTrainedModel):
-            inner_model = compat.unwrap_model(self.model)
+            inner_model: Any = compat.unwrap_model(self.model)
             inner_model.save_pretrained(output_dir, state_dict=self.model.state_dict(), **options)
         else:
             logger.info("The model is not a PreTrainedModel: only its state dict is saved, no configuration.")
@@ -315,6 +312,7 @@ class SavingMixin(Attributes):
             self._save_scheduler_and_scaler(output_dir)
 
     def _save_scheduler_and_scaler(self, output_dir: str) -> None:
+        """Write the states of the scheduler and, if there is one, of the gradient scaler."""
         with warnings.catch_warnings(record=True) as caught_warnings:
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
         reissue_pt_warnings(caught_warnings)
@@ -356,11 +354,8 @@ class SavingMixin(Attributes):
 
         Source: trainer.py 2375-2397
         """
-        rng_states = {
-            "python": random.getstate(),
-            "numpy": np.random.get_state(),
-            "cpu": torch.random.get_rng_state(),
-        }
+        rng_states: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state()}
+        rng_states["cpu"] = torch.random.get_rng_state()
         if torch.cuda.is_available():
             if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
                 rng_states["cuda"] = torch.cuda.random.get_rng_state_all()

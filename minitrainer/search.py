@@ -49,7 +49,7 @@ class SearchMixin(Attributes):
         backend: str | HPSearchBackend | None = None,
         hp_name: Callable[[optuna.Trial], str] | None = None,
         **kwargs: Any,
-    ) -> BestRun:
+    ) -> BestRun | None:
         """Train `n_trials` times with different arguments, and return the best of them.
 
         The Trainer must have been made with `model_init` and without `optimizers`, since each trial starts from a
@@ -97,7 +97,7 @@ class SearchMixin(Attributes):
         self.hp_search_backend = None
         return best_run
 
-    def _hp_search_setup(self, trial: optuna.Trial | dict[str, Any] | None) -> None:
+    def _hp_search_setup(self, trial: Any) -> None:
         """Write the trial's values into `self.args` and build a new accelerator for them; first thing in `train`.
 
         **Beware:** each value is cast to the type of the value it replaces. A float for an argument that is an int
@@ -158,9 +158,7 @@ class SearchMixin(Attributes):
             self.args.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=self.args.hf_deepspeed_config)
         self.create_accelerator_and_postprocess()
 
-    def _report_to_hp_search(
-        self, trial: optuna.Trial | dict[str, Any] | None, step: int, metrics: dict[str, float]
-    ) -> None:
+    def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
         """Report the objective of one evaluation to the search, which may end the trial here.
 
         **Beware:** a pruned trial leaves `train` by an exception. Its `on_train_end` is called, but `train` returns
@@ -181,19 +179,20 @@ class SearchMixin(Attributes):
         if self.hp_search_backend is None or trial is None:
             return
         self.objective = self.compute_objective(metrics.copy())
-        if self.hp_search_backend == HPSearchBackend.OPTUNA:
+        if self.hp_search_backend == HPSearchBackend.RAY:
+            from ray import tune
+
+            if self.control.should_save:
+                self._tune_save_checkpoint()  # before the report: Tune may stop the trial there
+            tune.report(objective=self.objective, **metrics)
+        elif self.hp_search_backend == HPSearchBackend.OPTUNA:
             import optuna
 
             trial.report(self.objective, step)
             if trial.should_prune():
+                # The exception skips the end of `train`, so its last event is fired here.
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
                 raise optuna.TrialPruned()
-        elif self.hp_search_backend == HPSearchBackend.RAY:
-            from ray import tune
-
-            if self.control.should_save:
-                self._tune_save_checkpoint()
-            tune.report(objective=self.objective, **metrics)
 
     def _tune_save_checkpoint(self) -> None:
         """Write a checkpoint where Ray Tune wants it, so that it can pause a trial and go on elsewhere.
@@ -206,13 +205,14 @@ class SearchMixin(Attributes):
 
         if not self.use_tune_checkpoints:
             return
-        with tune.checkpoint_dir(step=self.state.global_step) as checkpoint_dir:
-            output_dir = os.path.join(checkpoint_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            self.save_model(output_dir, _internal_call=True)
+        step = self.state.global_step
+        with tune.checkpoint_dir(step=step) as checkpoint_dir:
+            folder = os.path.join(checkpoint_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+            self.save_model(folder, _internal_call=True)
             if self.args.should_save:
-                self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))
-                torch.save(self.optimizer.state_dict(), os.path.join(output_dir, OPTIMIZER_NAME))
-                torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+                self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
+                for part, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
+                    torch.save(part.state_dict(), os.path.join(folder, name))
 
 
 # Read next: registry.py

@@ -59,16 +59,16 @@ class Seq2SeqTrainer(Trainer):
         Source: trainer_seq2seq.py 41-74
         """
         super().__init__(
-            model=model,
-            args=args,
+            model=model,  # type: ignore[arg-type]
+            model_init=model_init,
+            args=args,  # type: ignore[arg-type]
             data_collator=data_collator,
+            tokenizer=tokenizer,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            tokenizer=tokenizer,
-            model_init=model_init,
-            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
+            compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         if self.args.generation_config is not None:
@@ -213,7 +213,7 @@ class Seq2SeqTrainer(Trainer):
         # call, until it says that it was not.
         generation_config = self.model.generation_config
         if generation_config._from_model_config:
-            generation_config._from_model_config = False
+            self.model.generation_config._from_model_config = False
         generated_ids = self._pad_to_generation_length(generated_ids, generation_config)
 
         # -- loss ---

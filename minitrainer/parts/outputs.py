@@ -57,7 +57,7 @@ class EvalLoopOutput(NamedTuple):
 class PredictionOutput(NamedTuple):
     """What `predict` returns: an `EvalLoopOutput` without the count of examples."""
 
-    predictions: Arrays
+    predictions: Arrays | None
     label_ids: Arrays | None
     metrics: dict[str, float] | None
 
