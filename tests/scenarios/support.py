@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,10 +20,10 @@ in_both_environments = pytest.mark.parametrize(
 CLOCK_KEYS = ("_runtime", "_per_second")
 
 
-def run(name: str, folder: Path, *words: str) -> Path:
-    """Run the scenario `name` on the installed transformers; return its output folder, which is `folder`."""
+def run(name: str, folder: Path, *words: str, library: ModuleType = transformers) -> Path:
+    """Run the scenario `name` with `library`'s Trainer; return its output folder, which is `folder`."""
     words = ("--output_dir", str(folder), "--disable_tqdm", "true", *words)
-    assert scenarios.load(name).main(transformers, list(words)) == 0
+    assert scenarios.load(name).main(library, list(words)) == 0
     return folder
 
 
@@ -40,4 +41,4 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "all_results.json").read_text())
 
 
-# Read next: test_run_glue.py
+# Read next: test_data.py
