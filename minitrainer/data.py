@@ -207,9 +207,10 @@ class DataMixin(Attributes):
     def _get_train_sampler(self) -> torch.utils.data.Sampler | None:
         """Choose the order of training: random, or random among samples of similar length.
 
-        **Beware:** on several ranks `args.seed` does not change the order of the data. The ranks share a generator, and
-        accelerate 0.21 makes it with torch's fixed default seed. On one rank the sampler draws its seed from torch's
-        global generator each time an epoch begins; that is how `args.seed` and a resumed random state reach the order.
+        **Beware:** on several ranks `args.seed` does not change the order of the data. The ranks share a generator,
+        and accelerate 0.21 makes it with torch's fixed default seed. On one rank the sampler draws its seed from
+        torch's global generator each time an epoch begins; that is how `args.seed` and a resumed random state reach
+        the order.
 
         Returns:
             The sampler, or None for a data set without a length.
@@ -218,7 +219,7 @@ class DataMixin(Attributes):
         """
         if self.train_dataset is None or not has_length(self.train_dataset):
             return None
-        # Later versions of accelerate would seed it from the global generator: made here, the order is the same in all.
+        # Later versions of accelerate would seed it from the global generator. Made here, the order is one in all.
         generator = torch.Generator() if self.args.world_size > 1 else None
         if not self.args.group_by_length:
             return RandomSampler(self.train_dataset, generator=generator)
