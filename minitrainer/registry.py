@@ -381,7 +381,7 @@ def _ray_trial(trial: dict[str, Any], local_trainer: Any, checkpoint_dir: str | 
         if local_trainer.pop_callback(NotebookProgressCallback):
             local_trainer.add_callback(ProgressCallback)
     except ModuleNotFoundError:
-        pass
+        pass  # without IPython there was none
 
     checkpoint = None
     if checkpoint_dir:
