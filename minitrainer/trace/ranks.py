@@ -157,12 +157,20 @@ def _by_identity(row: dict[int, lossmath.Found]) -> Iterator[dict[int, lossmath.
     yield from groups.values()
 
 
-def derivations(run: Run) -> Iterator[tuple[int, lossmath.Derivation]]:
-    """Derive every loss of every rank that is here: (rank, derivation), the ranks of one log one after the other."""
+def derivations_of_logs(run: Run) -> Iterator[tuple[dict[int, lossmath.Found], dict[int, lossmath.Derivation]]]:
+    """Derive every loss on every rank that is here: for each log, rank to loss and rank to derivation."""
     for row in joined_losses(run):
+        derived = {}
         for rank, found in row.items():
             peers = [other for peer, other in row.items() if peer != rank]
-            yield rank, lossmath.derive(found, rank, run.world_size, peers)
+            derived[rank] = lossmath.derive(found, rank, run.world_size, peers)
+        yield row, derived
+
+
+def derivations(run: Run) -> Iterator[tuple[int, lossmath.Derivation]]:
+    """Derive every loss of every rank that is here: (rank, derivation), the ranks of one log one after the other."""
+    for _, derived in derivations_of_logs(run):
+        yield from derived.items()
 
 
 # Read next: render/tree.py, which makes a tree of one rank's rows.

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/reading_speed.py [--rows 1000000] [--seconds 10] [--megabytes 500]
 
-The trace is made by repeating realistic steps (two micro-batches, a log every ten steps, an evaluation every thousand)
-until the number of rows is reached. Each command runs in a process of its own. Exit status 1 if one is over the limits.
-The seconds are of the processor: a machine that others use as well makes the wall clock meaningless.
+The trace is made by repeating realistic steps (two micro-batches, a log every ten steps, an evaluation every
+thousand) until the number of rows is reached. Each command runs in a process of its own. Exit status 1 if one is
+over the limits. The seconds are of the processor: a machine that others use as well makes the wall clock meaningless.
 """
 
 from __future__ import annotations

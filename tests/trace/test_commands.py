@@ -14,7 +14,7 @@ import pytest
 
 from minitrainer.trace import cli, events
 from minitrainer.trace.render import live
-from minitrainer.trace.rows import Reading, read, sample_trace
+from minitrainer.trace.rows import Follower, Reading, read, sample_trace
 
 from . import made
 
@@ -174,7 +174,7 @@ def test_tail_hands_out_only_whole_rows(tmp_path: Path) -> None:
     path = tmp_path / "growing.rows"
     first = whole.index(b"\n") + 1
     path.write_bytes(whole[:first])
-    tail = live.Tail(path)
+    tail = Follower(path)
     seen = []
     with open(path, "r+b") as file:
         for stop in range(first, len(whole) + 1, 7):

@@ -235,7 +235,8 @@ def test_a_claim_of_a_billion_samples_is_not_believed(tmp_path: Path) -> None:
 
 def test_verify_needs_no_torch(tmp_path: Path) -> None:
     path = made.write(sample_trace(), tmp_path)
-    code = f"import sys; from minitrainer.trace import commands as c; print(c.verify({str(path)!r}), 'torch' in sys.modules)"
+    code = "import sys; from minitrainer.trace import commands; "
+    code += f"print(commands.verify({str(path)!r}), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-2:] == ["0", "False"]
 

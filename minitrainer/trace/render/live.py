@@ -17,48 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import msgspec
-
 from minitrainer.trace import events
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.render import words
 from minitrainer.trace.render.escape import printable
-from minitrainer.trace.rows import _RowDecoder, read
+from minitrainer.trace.rows import Follower
 
 SECONDS_BETWEEN_LOOKS = 0.5
-
-
-class Tail:
-    """The records that were added to a recording since the last look.
-
-    Only whole lines are taken: the recorder writes into a file that is longer than what it holds, so the next line
-    ends at a line feed or is not there yet.
-    """
-
-    def __init__(self, path: Path):
-        self.head = read(path).head
-        self.is_over = False
-        self._file = open(path, "rb")  # noqa: SIM115  (kept open between looks)
-        self._file.readline()
-        self._decoder = _RowDecoder([])
-
-    def look(self) -> Iterator[events.Record]:
-        """Hand out what is new."""
-        while True:
-            begin = self._file.tell()
-            chunk = self._file.read(1 << 20)
-            whole = chunk.rfind(b"\n", 0, chunk.find(b"\0") if b"\0" in chunk else len(chunk)) + 1
-            self._file.seek(begin + whole)
-            if not whole:
-                return
-            for line in chunk[:whole].splitlines():
-                record = self._decoder.decode(msgspec.json.decode(line))
-                if record is not None:
-                    self.is_over = self.is_over or type(record) is events.End
-                    yield record
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Progress:
@@ -127,7 +92,7 @@ def follow(folder: Path, output: TextIO | None = None, parent: int | None = None
     from rich.text import Text
 
     console = Console(file=output or sys.stderr, highlight=False, markup=False, emoji=False)
-    tails: dict[Path, tuple[Tail, Progress]] = {}
+    tails: dict[Path, tuple[Follower, Progress]] = {}
     with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else _nothing() as live:
         while parent is None or os.getppid() == parent:
             _find_new(folder, tails)
@@ -153,11 +118,11 @@ def _nothing() -> Iterator[None]:
     yield None
 
 
-def _find_new(folder: Path, tails: dict[Path, tuple[Tail, Progress]]) -> None:
+def _find_new(folder: Path, tails: dict[Path, tuple[Follower, Progress]]) -> None:
     for path in sorted(folder.glob("*.rows")) if folder.is_dir() else [folder]:
         if path not in tails:
             try:
-                tail = Tail(path)
+                tail = Follower(path)
             except UsageError:
                 continue  # its first line is not there yet
             tails[path] = tail, Progress(tail.head.rank)

@@ -9,15 +9,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from minitrainer.trace import events, lossmath
+from minitrainer.trace import events
 from minitrainer.trace.events import as_float
-from minitrainer.trace.ranks import Run, ending, joined_losses, open_run
+from minitrainer.trace.ranks import Run, derivations_of_logs, ending, open_run
 from minitrainer.trace.render import words
 from minitrainer.trace.render.escape import code, markdown, printable
 from minitrainer.trace.render.side_by_side import RankSummary, flow_differences, rank_rows
 from minitrainer.trace.render.terminal import tree_lines, wrapped
 from minitrainer.trace.render.tree import TreeBuilder
-from minitrainer.trace.render.verdict import verify
+from minitrainer.trace.render.verdict import Verdict
 from minitrainer.trace.render.words import counted, exact, numbers
 from minitrainer.trace.rows import canonical
 
@@ -114,7 +114,7 @@ def _ranks(run: Run, summaries: Sequence[RankSummary]) -> list[str]:
 
 def _tree_text(root) -> Iterator[str]:
     for first, rest, line in tree_lines(root, explain=False, show_times=False):
-        for i, row in enumerate(wrapped(line, PAGE_WIDTH - len(first))):
+        for i, row in enumerate(wrapped(line, PAGE_WIDTH - max(len(first), len(rest)))):
             yield ((rest if i else first) + words.text_of(row)).rstrip()
 
 
@@ -152,15 +152,15 @@ def _losses(run: Run) -> list[str]:
     rows: list[list[str]] = []
     others: list[list[str]] = []
     left_out = 0
-    for joined in joined_losses(run):
+    verdict = Verdict()
+    for joined, derived in derivations_of_logs(run):
         rank, found = next(iter(joined.items()))
-        record = found.record
+        record, derivation = found.record, derived[rank]
+        for one, its_derivation in derived.items():
+            verdict.take(one, its_derivation)
         if len(rows) + len(others) >= MOST_ROWS:
             left_out += 1
             continue
-        derivation = lossmath.derive(
-            found, rank, run.world_size, [other for peer, other in joined.items() if peer != rank]
-        )
         follows = "yes" if derivation.follows else "not derived" if derivation.lacking else "**no**"
         if isinstance(record, events.Loss):
             divisors = sorted({divisor for divisor in record.divided_by if divisor is not None})
@@ -192,7 +192,8 @@ def _losses(run: Run) -> list[str]:
         lines += [*_table(["metric", "step", "derivation", "logged", "follows"], others), ""]
     if left_out:
         lines += [f"{counted(left_out, 'more log')} not shown.", ""]
-    lines += [markdown(verify(run).lines()[-1]) + ".", ""]
+    verdict.close(run)
+    lines += [markdown(verdict.lines()[-1]) + ".", ""]
     return lines
 
 

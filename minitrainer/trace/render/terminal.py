@@ -53,7 +53,7 @@ class Screen:
     def line(self, line: Line, first: str = "", rest: str | None = None) -> None:
         """Write a line, `first` before it and `rest` before what didn't fit."""
         rest = first if rest is None else rest
-        rows = wrapped(line, self.width - len(first))
+        rows = wrapped(line, self.width - max(len(first), len(rest)))
         for i, row in enumerate(rows):
             self._write([(first if i == 0 else rest, "dim"), *row])
 

@@ -35,6 +35,30 @@ class Verdict:
         self.lacking: Counter[str] = Counter()
         self.findings: list[str] = []
 
+    def take(self, rank: int, derivation: Derivation) -> None:
+        """Take the derivation of the next logged loss into account."""
+        if derivation.lacking:
+            self.lacking[f"{derivation.key}: {derivation.lacking}"] += 1
+            return
+        self.looked_at[derivation.key] += 1
+        self.links += len(derivation.links)
+        self.notes.update(derivation.notes)
+        if not derivation.follows:
+            self._fail(_failure(rank, derivation))
+
+    def close(self, run: Run) -> None:
+        """Take the files into account, after all of them were read to their end."""
+        self.findings = [*run.findings, *(line for reading in run.readings.values() for line in ending(reading))]
+        for reading in run.readings.values():
+            if reading.end is not None and reading.end.rows != reading.rows - 1:
+                # Rows were taken out or put in after the recording: what is left proves nothing.
+                self._fail(ending(reading)[0])
+
+    def _fail(self, sentence: str) -> None:
+        self.failed += 1
+        if len(self.failures) < MOST_FAILURES:
+            self.failures.append(sentence)
+
     @property
     def passed(self) -> bool:
         """True if all logged losses follow. A trace without any shows nothing, and does not pass."""
@@ -65,22 +89,8 @@ def verify(run: Run) -> Verdict:
     """Derive every logged loss of every rank again, with the ranks of one log joined."""
     verdict = Verdict()
     for rank, derivation in derivations(run):
-        if derivation.lacking:
-            verdict.lacking[f"{derivation.key}: {derivation.lacking}"] += 1
-            continue
-        verdict.looked_at[derivation.key] += 1
-        verdict.links += len(derivation.links)
-        verdict.notes.update(derivation.notes)
-        if not derivation.follows:
-            verdict.failed += 1
-            if len(verdict.failures) < MOST_FAILURES:
-                verdict.failures.append(_failure(rank, derivation))
-    verdict.findings = [*run.findings, *(line for reading in run.readings.values() for line in ending(reading))]
-    for reading in run.readings.values():
-        if reading.end is not None and reading.end.rows != reading.rows - 1:
-            # Rows were taken out or put in after the recording: what is left proves nothing.
-            verdict.failed += 1
-            verdict.failures.append(f"rank {reading.head.rank}: {ending(reading)[0]}")
+        verdict.take(rank, derivation)
+    verdict.close(run)
     return verdict
 
 
