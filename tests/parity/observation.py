@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 CLOCK = "<clock>"
-CLOCK_KEY = re.compile(r"(_runtime|_per_second|_jit_compilation_time|_mem_\w+)$|^(before_)?init_mem_\w+$")
+CLOCK_KEY = re.compile(r"(_runtime|_per_second|jit_compilation_time|_mem_\w+)$|^(before_)?init_mem_\w+$")
 
 # -- the record ------------------------------------------------------------------------------------------------------
 

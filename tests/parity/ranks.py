@@ -53,13 +53,13 @@ class RankAnswer:
     failure: str | None
 
 
-def compare_on_ranks(cases: list[Case], world_size: int, against: str = "ours") -> list[list[RankAnswer]]:
+def compare_on_ranks(cases: list[Case], world_size: int, against: str | list[str] = "ours") -> list[list[RankAnswer]]:
     """Run every case on `world_size` ranks with the real library and with another, and compare rank by rank.
 
     Args:
         cases: What to run.
         world_size: Number of processes.
-        against: `ours`, `real` (the harness against itself), or the name of a mutant.
+        against: `ours`, `real` (the harness against itself), or the name of a mutant; one for all cases, or one each.
 
     Returns:
         For every case, a list over the ranks.
@@ -69,7 +69,8 @@ def compare_on_ranks(cases: list[Case], world_size: int, against: str = "ours") 
     """
     with tempfile.TemporaryDirectory(prefix="parity-ranks-") as folder:
         plan = Path(folder, "plan.pickle")
-        plan.write_bytes(pickle.dumps(cases))
+        others = [against] * len(cases) if isinstance(against, str) else against
+        plan.write_bytes(pickle.dumps(list(zip(cases, others, strict=True))))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         processes = []
         for rank in range(world_size):
@@ -77,7 +78,7 @@ def compare_on_ranks(cases: list[Case], world_size: int, against: str = "ours") 
             environment = os.environ | address | {name: str(value) for name, value in place.items()}
             environment["OMP_NUM_THREADS"] = "1"
             with open(Path(folder, f"output-{rank}.txt"), "wb") as output:
-                command = [sys.executable, "-m", "tests.parity.ranks", folder, against]
+                command = [sys.executable, "-m", "tests.parity.ranks", folder]
                 processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output))
         codes = [process.wait() for process in processes]
         answers = []
@@ -168,17 +169,17 @@ def compare_on_this_rank(case: Case, libraries: list[Library], folder: Path, mee
     )
 
 
-def main(folder: Path, against: str) -> None:
+def main(folder: Path) -> None:
     """Run the whole plan as one rank and leave the answers in a file."""
     meeting = Meeting()
-    libraries = [real_library(), library_named(against)]
     run.TIME_LIMIT_SECONDS = 3 * COLLECTIVE_LIMIT_SECONDS
-    cases: list[Case] = pickle.loads((folder / "plan.pickle").read_bytes())
+    plan: list[tuple[Case, str]] = pickle.loads((folder / "plan.pickle").read_bytes())
     started = time.perf_counter()
     answers = []
-    for at, case in enumerate(cases):
+    for at, (case, against) in enumerate(plan):
+        libraries = [real_library(), library_named(against)]
         answers.append(compare_on_this_rank(case, libraries, folder / f"case-{at}", meeting))
-    print(f"{len(cases)} cases in {time.perf_counter() - started:.1f} s")
+    print(f"{len(plan)} cases in {time.perf_counter() - started:.1f} s")
     (folder / f"answer-{meeting.rank}.pickle").write_bytes(pickle.dumps(answers))
     meeting.wait_for_all()
 
@@ -195,7 +196,7 @@ def library_named(name: str) -> Library:
 if __name__ == "__main__":
     try:
         # through the package, so that what is pickled is known to the parent by the same name
-        import_module("tests.parity.ranks").main(Path(sys.argv[1]), sys.argv[2])
+        import_module("tests.parity.ranks").main(Path(sys.argv[1]))
     except Exception:
         traceback.print_exc()
         os._exit(1)  # at once: a rank that waits for this one would wait for its time-out

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from .cases import Case
-from .observation import CLOCK, Failure, Observation, digest_of, plain, plain_attributes, plain_files
+from .observation import CLOCK, Failure, Observation, digest_of, is_clock, plain, plain_attributes, plain_files
 from .subjects import (
     METRICS,
     PREPROCESS,
@@ -545,7 +545,7 @@ def plain_simple_attributes(trainer: Any) -> dict[str, Any]:
     """Every attribute of the Trainer: the value of a simple one, the class of any other."""
     simple = (bool, int, float, str, type(None), torch.Tensor, list)
     return {
-        name: plain(value) if isinstance(value, simple) else f"<{type(value).__name__}>"
+        name: CLOCK if is_clock(name, value) else plain(value) if isinstance(value, simple) else type(value).__name__
         for name, value in sorted(vars(trainer).items())
     }
 
@@ -568,7 +568,7 @@ def plain_random() -> dict[str, Any]:
 
 def plain_stdout(text: str) -> list[str]:
     """Printed lines with the clock readings in them replaced."""
-    readings = re.compile(r"('\w*(?:_runtime|_per_second|_mem_\w+)': )[-+.\de]+")
+    readings = re.compile(r"('\w*(?:_runtime|_per_second|jit_compilation_time|_mem_\w+)': )[-+.\de]+")
     return [readings.sub(rf"\g<1>{CLOCK}", line).rstrip() for line in text.splitlines()]
 
 
