@@ -57,8 +57,10 @@ def _means_nothing(value: Any, default: Any) -> bool:
     empty = (None, "", [], {}, False)
     if value in empty and default in empty and not (value is False or default is False):
         return True
-    return isinstance(value, dict) and default in empty and not any(
-        item not in (*empty, 0) for key, item in value.items() if key not in _FILLED_IN
+    return (
+        isinstance(value, dict)
+        and default in empty
+        and not any(item not in (*empty, 0) for key, item in value.items() if key not in _FILLED_IN)
     )
 
 

@@ -153,9 +153,7 @@ class TrainingBook:
             filter_divisors=divisors,
             steps=step,
             logged=number(logged),
-            verified=self.lost == 0
-            and same(derived, logged)
-            and same(self._sum(micro, filtered, divisors), rest),
+            verified=self.lost == 0 and same(derived, logged) and same(self._sum(micro, filtered, divisors), rest),
         )
 
     def _filtered(self, micro: list[float | None], filters: bool) -> tuple[list[int], list[int]]:
@@ -230,7 +228,9 @@ class EvaluationBook:
         if world_size == 1 and losses and len(rows) == len(losses) and None not in losses:
             import numpy
 
-            vector = numpy.repeat(numpy.array(losses, dtype=self.dtype if self.dtype == "float64" else "float32"), rows)[: self.kept or None]
+            vector = numpy.repeat(
+                numpy.array(losses, dtype=self.dtype if self.dtype == "float64" else "float32"), rows
+            )[: self.kept or None]
             mean = float(vector.mean())
             verified = same(mean, float(logged))
         return events.EvalLoss(

@@ -10,16 +10,19 @@ device before the Trainer sees it, and reading it back would make the host wait;
 from __future__ import annotations
 
 import weakref
-import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from zlib import crc32
 
 MOST_INDICES = 4096
 """More positions than this in one micro-batch are not recorded."""
 
 IGNORED_LABEL = -100
 """Labels with this value do not count towards a loss."""
+
+
+_ONLY_INTEGERS = {int}
 
 
 class Identity(NamedTuple):
@@ -39,8 +42,12 @@ class Batches:
 
     def __init__(self, torch: Any):
         self._torch = torch
-        self._headers: dict[tuple[Any, ...], int] = {}
+        self._strided = torch.strided
+        # name of a tensor -> shape and type that it had last, and the digest of these three
+        self._starts: dict[Any, tuple[Any, Any, int]] = {}
         self._drawn: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
+        self._iterator: Callable[[], Any] = lambda: None  # the loader's iterator that drew last, and its positions
+        self._queue: deque[Any] = deque()
         # id of a batch's first tensor -> (reference to it, positions, identity where it was taken on the host)
         self._known: dict[int, tuple[weakref.ref[Any], list[int] | None, Identity | None]] = {}
 
@@ -48,17 +55,14 @@ class Batches:
 
     def index_was_drawn(self, iterator: Any, index: Any) -> None:
         """Remember the positions of a batch that this loader is going to fetch."""
-        try:
-            drawn = self._drawn.get(iterator)
-            if drawn is None:
-                drawn = self._drawn[iterator] = deque()
-            drawn.append(index)
-        except TypeError:  # an iterator that can't be referred to weakly
-            pass
+        if self._iterator() is not iterator:
+            self._iterator = weakref.ref(iterator)
+            self._queue = self._drawn.setdefault(iterator, deque())
+        self._queue.append(index)
 
     def batch_was_fetched(self, iterator: Any, batch: Any) -> None:
         """Tie a fetched batch to the positions that were drawn for it (loaders keep the order)."""
-        drawn = self._drawn.get(iterator)
+        drawn = self._queue if self._iterator() is iterator else self._drawn.get(iterator)
         if not drawn:
             return
         tensor = self._first_tensor(batch)
@@ -67,7 +71,7 @@ class Batches:
             return
         if type(index) is not list:  # a batch of one without a batch sampler, or a sampler of the user's own
             index = [index] if type(index) is int else None
-        if index is not None and (len(index) > MOST_INDICES or not all(type(i) is int for i in index)):
+        if index is not None and (len(index) > MOST_INDICES or set(map(type, index)) != _ONLY_INTEGERS):
             index = None
         self._remember(tensor, index, None)
 
@@ -77,7 +81,7 @@ class Batches:
         Ranks on CPUs copy too: later versions of accelerate name the device "cpu:0", and torch takes that for another.
         """
         source, target = self._first_tensor(before), self._first_tensor(after)
-        if source is None or target is None or source is target or source.device.type != "cpu":
+        if source is None or target is None or source is target or not source.is_cpu:
             return
         known = self._recall(source)
         identity = self.identify(before, label_name) if target.device.type != "cpu" else None
@@ -93,7 +97,7 @@ class Batches:
         indices, identity = self._recall(tensor) or (None, None)
         self._known.pop(id(tensor), None)
         if identity is None:
-            if tensor.device.type == "cpu":
+            if tensor.is_cpu:
                 identity = self.identify(inputs, label_name)
             else:
                 identity = Identity(int(tensor.shape[0]) if tensor.dim() else None, None, None)
@@ -105,26 +109,34 @@ class Batches:
         The digest covers name, element type, shape and bytes of every tensor, in the order of the batch.
         """
         torch = self._torch
+        tensor_class = self._torch.Tensor
+        starts = self._starts
         crc = 0
         rows = labels = None
-        items = inputs.items() if isinstance(inputs, Mapping) else enumerate(_flat(inputs))
-        for name, value in items:
-            if not isinstance(value, torch.Tensor):
+        for name, value in inputs.items() if isinstance(inputs, Mapping) else enumerate(_flat(inputs)):
+            if not isinstance(value, tensor_class):
                 continue
-            if value.device.type != "cpu" or value.layout is not torch.strided:
+            if not value.is_cpu or value.layout is not self._strided:
                 return Identity(rows, labels, None)
-            shape = value.shape
-            header = (name, value.dtype, shape)
-            start = self._headers.get(header)
-            if start is None:
-                start = self._headers[header] = zlib.crc32(f"{name} {value.dtype} {tuple(shape)}".encode())
+            shape, kind = value.shape, value.dtype
+            start = starts.get(name)
+            if start is None or start[0] != shape or start[1] is not kind:
+                start = starts[name] = shape, kind, crc32(f"{name} {kind} {tuple(shape)}".encode())
             array = self._array(value)
-            crc = zlib.crc32(array, crc ^ start)
+            crc = crc32(array, crc ^ start[2])
             if rows is None and shape:
                 rows = shape[0]
             if name == label_name:
-                labels = array.size if value.is_floating_point() else int((array != IGNORED_LABEL).sum())
+                labels = self._count_labels(value, array)
         return Identity(rows, labels, f"{crc:08x}")
+
+    def _count_labels(self, tensor: Any, array: Any) -> int:
+        """Labels that count towards a loss."""
+        if tensor.is_floating_point():
+            return int(array.size)
+        if array.size <= 32:  # a comparison in NumPy costs more than a look at a few numbers
+            return int(array.size) - array.ravel().tolist().count(IGNORED_LABEL)
+        return int(array.size) - int((array == IGNORED_LABEL).sum())
 
     def _array(self, tensor: Any) -> Any:
         """The bytes of a tensor as a NumPy array that shares its memory."""
@@ -140,6 +152,10 @@ class Batches:
         tensor_class = self._torch.Tensor
         if isinstance(batch, tensor_class):
             return batch
+        if type(batch) is dict and batch:
+            tensor = next(iter(batch.values()))
+            if isinstance(tensor, tensor_class):
+                return tensor
         values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
         for value in values:
             if isinstance(value, tensor_class):

@@ -29,7 +29,7 @@ import weakref
 import zlib
 from _thread import get_ident
 from collections.abc import Callable, Iterator
-from time import perf_counter_ns
+from time import perf_counter
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -44,18 +44,13 @@ from minitrainer.trace.batches import Batches
 from minitrainer.trace.events import FLAGS
 from minitrainer.trace.output_files import OutputFolder, checkpoint_name
 from minitrainer.trace.patching import Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
-from minitrainer.trace.recorder import Recorder, number, plain
+from minitrainer.trace.recorder import Recorder, number, plain, wrapper_names
 from minitrainer.trace.rows import (
-    CALL,
-    CALLBACK,
     CALLBACK_END,
     CODES,
-    EVENT,
-    EVENT_END,
     FLAG,
     PUBLIC_METHODS,
     RAISE,
-    RETURN,
     STATE,
 )
 
@@ -91,48 +86,73 @@ SAMPLES, GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE
 
 # -- bodies of the wrappers; `{call}` is the original with all its arguments ------------------------
 
-METHOD = """\
+_ADMIT = """\
     if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread:
         if not _t_admit({self}):
             return {call}
-    _t_enter(1, _t_name or _t_define())
-    _t_watch.open_calls += 1
+"""
+
+_ENTER = """\
+    if not _t_name:
+        _t_define()
+    try:
+        _t_pack_call(_t_map, _t_sink.position, 1, _t_name, _t_clock(), 10)
+    except _t_overflows:
+        _t_sink.overflow(1, _t_name)
+    _t_sink.position += 12
+    _t_sink.entered += 1
+"""
+
+_LEAVE = """\
+    try:
+        _t_pack_return(_t_map, _t_sink.position, 2, _t_clock(), 10)
+    except _t_overflows:
+        _t_sink.overflow(2, 0)
+    _t_sink.position += 10
+    _t_sink.left += 1
+    return _t_result
+"""
+
+_BODY = """\
     try:
         _t_result = {call}
     except BaseException as _t_error:
         _t_failed(_t_error)
         raise
-    _t_watch.open_calls -= 1
-    _t_leave(2)
-    return _t_result
 """
 
-PROBED_METHOD = """\
-    if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread:
-        if not _t_admit({self}):
-            return {call}
-    _t_enter(1, _t_name or _t_define())
-    _t_watch.open_calls += 1
-    _t_token = _t_before({self}, {argument})
+METHOD = _ADMIT + _ENTER + _BODY + _LEAVE
+
+PROBED_METHOD = (
+    _ADMIT
+    + _ENTER
+    + """\
+    try:
+        _t_token = _t_before({self}, {argument})
+    except Exception as _t_error:
+        _t_token = _t_trouble(_t_error)
     try:
         _t_result = {call}
     except BaseException as _t_error:
-        _t_after({self}, _t_token, None)
-        _t_failed(_t_error)
+        _t_failed_inside({self}, _t_token, _t_after, _t_error)
         raise
-    _t_after({self}, _t_token, _t_result)
-    _t_watch.open_calls -= 1
-    _t_leave(2)
-    return _t_result
+    try:
+        _t_after({self}, _t_token, _t_result)
+    except Exception as _t_error:
+        _t_trouble(_t_error)
 """
+    + _LEAVE
+)
 
-RECURSIVE_METHOD = """\
+RECURSIVE_METHOD = (
+    """\
     if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread or _t_watch.in_recursion:
         if _t_watch.in_recursion or not _t_admit({self}):
             return {call}
-    _t_enter(1, _t_name or _t_define())
-    _t_watch.open_calls += 1
     _t_watch.in_recursion = True
+"""
+    + _ENTER
+    + """\
     try:
         _t_result = {call}
     except BaseException as _t_error:
@@ -140,40 +160,32 @@ RECURSIVE_METHOD = """\
         raise
     finally:
         _t_watch.in_recursion = False
-    _t_watch.open_calls -= 1
-    _t_leave(2)
-    return _t_result
 """
+    + _LEAVE
+)
 
-STATIC_METHOD = """\
-    if not _t_watch.open_calls or _t_ident() != _t_watch.thread:
+STATIC_METHOD = (
+    """\
+    if _t_sink.entered == _t_sink.left or not _t_watch.trainer_id or _t_ident() != _t_watch.thread:
         return {call}
-    _t_enter(1, _t_name or _t_define())
-    _t_watch.open_calls += 1
-    try:
-        _t_result = {call}
-    except BaseException as _t_error:
-        _t_failed(_t_error)
-        raise
-    _t_watch.open_calls -= 1
-    _t_leave(2)
-    return _t_result
 """
+    + _ENTER
+    + _BODY
+    + _LEAVE
+)
 
-CONSTRUCTOR = """\
+CONSTRUCTOR = (
+    """\
     if not _t_building({self}):
         return {call}
-    _t_enter(1, _t_name or _t_define())
-    _t_watch.open_calls += 1
-    try:
-        {call}
-    except BaseException as _t_error:
-        _t_failed(_t_error)
-        raise
-    _t_watch.open_calls -= 1
-    _t_built({self})
-    _t_leave(2)
 """
+    + _ENTER
+    + _BODY
+    + """\
+    _t_built({self})
+"""
+    + _LEAVE
+)
 
 CALLBACK_METHOD = """\
     if not _t_callback_begins({self}):
@@ -188,15 +200,18 @@ CALLBACK_METHOD = """\
 """
 
 AROUND = """\
-    _t_token = _t_before({self}, {argument})
     try:
-        _t_result = {call}
-    except BaseException:
-        _t_after({self}, _t_token, None)
-        raise
-    _t_after({self}, _t_token, _t_result)
+        _t_token = _t_before({self}, {argument})
+    except Exception as _t_error:
+        _t_token = _t_trouble(_t_error)
+    _t_result = {call}
+    try:
+        _t_after({self}, _t_token, _t_result)
+    except Exception as _t_error:
+        _t_trouble(_t_error)
     return _t_result
 """
+"""Around a function that is not a Trainer's: no rows of its own, only what its hooks write."""
 
 
 class Watched:
@@ -209,8 +224,10 @@ class Watched:
         self.number = number
         self.ref = weakref.ref(trainer)
         self.announced = False
+        self.handler_id = 0
         self.control_id = 0
         self.flags = 0
+        self.flag_values: dict[str, Any] = {}
         self.lowered_by_handler = 0
         self.state_id = 0
         self.state_values: dict[str, Any] = {}
@@ -233,7 +250,6 @@ class Observer:
     Attributes:
         hooks, unhooked: what was found, for the head.
         trainer_id: `id` of the Trainer in focus, 0 for none. Wrappers compare with it before anything else.
-        open_calls: calls that were entered and not left.
     """
 
     def __init__(self, target: Any = None):
@@ -244,7 +260,6 @@ class Observer:
         self.unhooked: dict[str, str] = {}
         self.thread = get_ident()
         self.trainer_id = 0
-        self.open_calls = 0
         self.in_recursion = False
         self.current: Watched | None = None
         self._target_id = id(target) if target is not None else 0
@@ -258,6 +273,7 @@ class Observer:
         # the event that is being called: its handler's control object and the callback that is running
         self.event_control: Any = None
         self.callback_class: type | None = None
+        self._callback_ids: dict[type, int] = {}
         self._foreign_writes: dict[tuple[int, str], Any] = {}
         self._in_training_step = 0
         self._in_prediction_step = 0
@@ -360,7 +376,9 @@ class Observer:
         if where not in self._troubles:
             self._troubles.add(where)
             try:
-                self.note(f"the hook at {where} failed ({type(error).__name__}: {plain(str(error))}); its rows are missing")
+                self.note(
+                    f"the hook at {where} failed ({type(error).__name__}: {plain(str(error))}); its rows are missing"
+                )
             except Exception:  # nothing of ours may reach the training
                 pass
 
@@ -368,8 +386,17 @@ class Observer:
 
     def failed(self, error: BaseException) -> None:
         """A call is left by an exception."""
-        self.open_calls -= 1
+        self.recorder.left += 1
         self._raise(error)
+        self.recorder._other_rows -= 1  # `left` has counted this row
+
+    def failed_inside(self, trainer: Any, token: Any, after: Callable[..., Any], error: BaseException) -> None:
+        """A probed call is left by an exception: its hook closes what it opened."""
+        try:
+            after(trainer, token, None)
+        except Exception as trouble:
+            self.trouble(after.__name__, trouble)
+        self.failed(error)
 
     def _raise(self, error: BaseException) -> None:
         try:
@@ -386,26 +413,39 @@ class Observer:
         original = handler_class.call_event  # type: ignore[attr-defined]
         for name, value in vars(handler_class).items():
             self.authors.know(value, handler_class.__name__, BY_HANDLER)
-        watch, put, leave, name_of = self, self.recorder.put, self.recorder.leave, self.recorder.name
+        watch, sink, name_of = self, self.recorder, self.recorder.name
+        put_event, put_event_end = sink.event, sink.event_end
         event_ids: dict[str, int] = {}
 
         def call_event(self: Any, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             watched = watch.current
-            trainer = watched.ref() if watched is not None else None
-            if trainer is None or getattr(trainer, "callback_handler", None) is not self or watch.trainer_id == 0:
+            if watched is None or id(self) != watched.handler_id or not watch.trainer_id or get_ident() != watch.thread:
                 if not watch.admit_handler(self):
                     return original(self, event, args, state, control, **kwargs)
-            elif get_ident() != watch.thread:
-                return original(self, event, args, state, control, **kwargs)
-            watched = watch.current
-            outer = watch.event_control, watch.callback_class
+                watched = watch.current
+            outer_control, outer_class = watch.event_control, watch.callback_class
             try:
-                watch.event_begins(watched, event, state, control, self)
+                number = event_ids.get(event)
+                if number is None:
+                    number = event_ids[event] = name_of(event)
+                if (
+                    event in EVENTS_LOOKED_AT
+                    or id(control) != watched.control_id
+                    or control.__dict__ != watched.flag_values
+                    or id(state) != watched.state_id
+                    or len(self.callbacks) != watched.callbacks_seen
+                    or not watched.announced
+                ):
+                    watch.event_begins(watched, event, state, control, self)
                 epoch = state.epoch
-                lowered, watched.lowered_by_handler = watched.lowered_by_handler, 0
-                number = event_ids.get(event) or event_ids.setdefault(event, name_of(event))
-                epoch = None if epoch is None else float(epoch)
-                put(EVENT, (number, state.global_step, epoch, lowered, watched.flags))
+                put_event(
+                    number,
+                    state.global_step,
+                    epoch if epoch is None else float(epoch),
+                    watched.lowered_by_handler,
+                    watched.flags,
+                )
+                watched.lowered_by_handler = 0
             except Exception as error:
                 watch.trouble("call_event", error)
                 return original(self, event, args, state, control, **kwargs)
@@ -413,11 +453,11 @@ class Observer:
             try:
                 result = original(self, event, args, state, control, **kwargs)
             except BaseException as error:
+                watch.event_control, watch.callback_class = outer_control, outer_class
                 watch._raise(error)
                 raise
-            finally:
-                watch.event_control, watch.callback_class = outer
-            put(EVENT_END, (watched.flags,))
+            watch.event_control, watch.callback_class = outer_control, outer_class
+            put_event_end(watched.flags)
             return result
 
         call_event.__wrapped__ = original  # type: ignore[attr-defined]
@@ -428,7 +468,7 @@ class Observer:
         self.patches.replace(handler_class, "call_event", call_event)
         add_callback = vars(handler_class).get("add_callback")
         if is_plain_function(add_callback):
-            names = {"_t_before": self._nothing, "_t_after": self.guarded(self._callback_was_added)}
+            names = self._around(self._nothing, self._callback_was_added)
             self.patches.replace(handler_class, "add_callback", wrapper_of(add_callback, AROUND, names))
 
     def admit_handler(self, handler: Any) -> bool:
@@ -439,6 +479,7 @@ class Observer:
             trainer = watched.ref()
             if trainer is not None and getattr(trainer, "callback_handler", None) is handler:
                 self._focus(watched)
+                watched.handler_id = id(handler)
                 return True
         return False
 
@@ -450,7 +491,7 @@ class Observer:
             self._instrument_callbacks(watched, handler)
         if id(control) != watched.control_id:
             self._replace_control(watched, control, self.authors.caller(sys._getframe(2), BY_TRAINER))
-        elif _bits(control) != watched.flags:
+        elif control.__dict__ != watched.flag_values:
             self._flags_bypassed(watched, control, self.authors.caller(sys._getframe(2), BY_TRAINER))
         if id(state) != watched.state_id:
             self._replace_state(watched, state, self.authors.caller(sys._getframe(2), BY_TRAINER))
@@ -498,36 +539,43 @@ class Observer:
         if self.event_control is None or self.callback_class is not None or get_ident() != self.thread:
             return False
         self.callback_class = cls = type(callback)
-        self.recorder.enter(CALLBACK, self.recorder.name(cls.__name__))
+        number = self._callback_ids.get(cls)
+        if number is None:
+            number = self._callback_ids[cls] = self.recorder.name(cls.__name__)
+        self.recorder.callback(number)
         return True
 
     def callback_ends(self, result: Any) -> None:
         """A callback has returned: did it change the flags behind our back, or hand back another control object?"""
-        watched, control = self.current, self.event_control
+        control = self.event_control
+        if (result is None or result is control) and control.__dict__ == self.current.flag_values:  # type: ignore[union-attr]
+            self.callback_class = None
+            self.recorder.callback_end()
+            return
+        watched = self._now()
         cls, self.callback_class = self.callback_class, None
-        if watched is None or cls is None:
-            return
-        if result is not None and result is not control and result is not self.event_control:
-            try:
-                if _bits(control) != watched.flags and id(control) == watched.control_id:
-                    self._flags_bypassed(watched, control, cls.__name__)
-                self._replace_control(watched, result, self._callback_author(cls))
+        by = self._callback_author(cls)
+        try:
+            if control.__dict__ != watched.flag_values:
+                self._flags_bypassed(watched, control, by)
+            if result is not None and result is not control:
+                self._replace_control(watched, result, by)
                 self.event_control = result
-            except Exception as error:
-                self.trouble("replaced control", error)
+        except Exception as error:
+            self.trouble("the control object", error)
+        if result is not None and result is not control:
             self.recorder.put(CALLBACK_END, (1,))
-            return
-        if control is not None and _bits(control) != watched.flags:
-            self._flags_bypassed(watched, control, self._callback_author(cls))
-        self.recorder.leave(CALLBACK_END)
+        else:
+            self.recorder.callback_end()
 
     def callback_failed(self, error: BaseException) -> None:
         self.callback_class = None
         self._raise(error)
 
-    def _callback_author(self, cls: type) -> str:
-        """Name the callback's method that has just returned: the wrapper that calls us has its name."""
-        return f"{cls.__name__}.{sys._getframe(2).f_code.co_name}"
+    @staticmethod
+    def _callback_author(cls: type | None) -> str:
+        """Name the callback's method that has just returned: the wrapper that called `callback_ends` has its name."""
+        return f"{cls.__name__ if cls is not None else ''}.{sys._getframe(2).f_code.co_name}"
 
     @staticmethod
     def _overridden_events(cls: type) -> list[str]:
@@ -544,27 +592,26 @@ class Observer:
         bits_of_flag = FLAG_BITS
 
         def __setattr__(self: Any, name: str, value: Any) -> None:
+            original(self, name, value)
             watched = watch.current
-            if name not in bits_of_flag or watched is None:
-                return original(self, name, value)
+            if watched is None or name not in bits_of_flag:
+                return
             if id(self) != watched.control_id:
                 if watch.event_control is not None:
                     watch.foreign_write(self, name)
-                return original(self, name, value)
-            before = watched.flags & bits_of_flag[name]
-            original(self, name, value)
-            if (not value) is not (not before) and watch.trainer_id:
-                watch.flag_changed(watched, name, not before)
+            elif watched.flag_values[name] is not value:
+                watched.flag_values[name] = value
+                if bool(watched.flags & bits_of_flag[name]) is not bool(value):
+                    watch.flag_changed(watched, name, bool(value))
 
         __setattr__.__code__ = __setattr__.__code__.replace(co_filename="<minitrainer.trace wrapper>")
         self.patches.replace(control_class, "__setattr__", __setattr__)
 
     def flag_changed(self, watched: Watched, flag: str, new: bool) -> None:
         """An assignment changed a flag of the control object in use."""
-        if get_ident() != self.thread:
-            return
-        started_ns = perf_counter_ns()
         watched.flags ^= FLAG_BITS[flag]
+        if get_ident() != self.thread or not self.trainer_id:
+            return
         try:
             cls = self.callback_class
             site = self.authors.site(sys._getframe(2), cls.__name__ if cls is not None else "")
@@ -574,7 +621,6 @@ class Observer:
             self._put_flag(flag, new, site.by, site.file, site.line, how)
         except Exception as error:
             self.trouble("TrainerControl.__setattr__", error)
-        self.recorder.slow_ns += perf_counter_ns() - started_ns
 
     def foreign_write(self, control: Any, flag: str) -> None:
         """Remember who writes to a control object that is not in use: a callback may be about to return it."""
@@ -595,6 +641,7 @@ class Observer:
     def _adopt_control(self, watched: Watched, control: Any) -> None:
         watched.control_id = id(control)
         watched.flags = _bits(control)
+        watched.flag_values = dict(control.__dict__)
 
     def _replace_control(self, watched: Watched, control: Any, by: str) -> None:
         """Another control object is in use from now on: its flags that differ are changes."""
@@ -611,6 +658,7 @@ class Observer:
         """Flags changed without an assignment to the attribute."""
         now = _bits(control)
         before, watched.flags = watched.flags, now
+        watched.flag_values = dict(control.__dict__)
         for flag, bit in FLAG_BITS.items():
             if (before ^ now) & bit:
                 self._put_flag(flag, bool(now & bit), by, "", 0, "__dict__")
@@ -644,7 +692,7 @@ class Observer:
             cls = self.callback_class
             site = self.authors.site(sys._getframe(2), cls.__name__ if cls is not None else "")
             name = self.recorder.name
-            self.recorder.put(STATE, (name(field), old, new, name((site.by, site.file, site.line))))
+            self.recorder.state(name(field), name((site.by, site.file, site.line)), old, new)
         except Exception as error:
             self.trouble("TrainerState.__setattr__", error)
 
@@ -702,10 +750,10 @@ class Observer:
                 "_t_watch": self,
                 "_t_ident": get_ident,
                 "_t_admit": self.admit,
-                "_t_enter": self.recorder.enter,
-                "_t_leave": self.recorder.leave,
                 "_t_failed": self.failed,
+                "_t_failed_inside": self.failed_inside,
                 "_t_name": 0,
+                **wrapper_names(self.recorder),
             }
             argument = (1, "")
             if isinstance(value, staticmethod):
@@ -717,9 +765,8 @@ class Observer:
                 template = RECURSIVE_METHOD
             elif probe is not None:
                 template = PROBED_METHOD
-                before, after = probe.before or "_nothing", probe.after or "_nothing_after"
-                names["_t_before"] = self.guarded(getattr(self, before)) if probe.before else self._nothing
-                names["_t_after"] = self.guarded(getattr(self, after)) if probe.after else self._nothing_after
+                before, after = (getattr(self, hook or "_nothing") for hook in (probe.before, probe.after))
+                names |= self._around(before, after)
                 argument = (probe.position, probe.argument)
             else:
                 template = METHOD
@@ -732,28 +779,36 @@ class Observer:
         number = wrapper_globals["_t_name"] = self.recorder.name(method)
         return number
 
-    def guarded(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Make a hook that can't fail and that adds its time to the recorder's cost."""
-        recorder = self.recorder
-        where = hook.__name__
+    def _around(self, before: Callable[..., Any], after: Callable[..., Any]) -> dict[str, Any]:
+        """The names that a body with hooks before and after refers to."""
+        where = after.__name__ if after.__name__ != "_nothing" else before.__name__
+        return {
+            "_t_before": self._timed(before) if before.__name__ in TIMED else before,
+            "_t_after": self._timed(after) if after.__name__ in TIMED else after,
+            "_t_trouble": functools.partial(self.trouble, where),
+        }
 
+    def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook that adds its time to the recorder's cost: every call of a rare one, one call in eight of others."""
+        recorder, in_so_many = self.recorder, TIMED[hook.__name__]
+        calls = 0
+
+        @functools.wraps(hook)
         def run(*arguments: Any) -> Any:
-            started_ns = perf_counter_ns()
+            nonlocal calls
+            calls += 1
+            if calls % in_so_many:
+                return hook(*arguments)
+            started = perf_counter()
             try:
                 return hook(*arguments)
-            except Exception as error:
-                self.trouble(where, error)
-                return None
             finally:
-                recorder.slow_ns += perf_counter_ns() - started_ns
+                recorder.slow_us += (perf_counter() - started) * 1e6 * in_so_many
 
         return run
 
     def _nothing(self, *_: Any) -> None:
-        """No probe before."""
-
-    def _nothing_after(self, *_: Any) -> None:
-        """No probe after."""
+        """No hook here."""
 
     # -- one micro-batch ----------------------------------------------------------------------------
 
@@ -773,7 +828,7 @@ class Observer:
     def compute_loss_ends(self, trainer: Any, token: Any, result: Any) -> None:
         if self._in_training_step:
             loss = result[0] if isinstance(result, (tuple, list)) and result else result
-            self._loss = keep(loss, loss.device.type == "cpu") if isinstance(loss, self.torch.Tensor) else None
+            self._loss = keep(loss, loss.is_cpu) if isinstance(loss, self.torch.Tensor) else None
 
     def training_step_ends(self, trainer: Any, token: Any, result: Any) -> None:
         self._in_training_step -= 1
@@ -783,7 +838,7 @@ class Observer:
         if not book.micro:
             book.dtype = str(result.dtype).removeprefix("torch.")
         since = trainer.state.global_step - getattr(trainer, "_globalstep_last_logged", 0)
-        micro = keep(result, result.device.type == "cpu")
+        micro = keep(result, result.is_cpu)
         book.add(self._loss, micro, since, *self._batch)
         self._loss = None
 
@@ -800,7 +855,7 @@ class Observer:
             book.log_is_due = True
             book.total_before = float(trainer._total_loss_scalar)
             book.step_of_last_log = int(trainer._globalstep_last_logged)
-            if running_sum.device.type == "cpu":
+            if running_sum.is_cpu:
                 book.rank_sum = float(running_sum.item())
 
     def log_save_evaluate_ends(self, trainer: Any, token: Any, result: Any) -> None:
@@ -821,7 +876,7 @@ class Observer:
         book = watched.training
         if not isinstance(result, self.torch.Tensor):
             return
-        if result.device.type == "cpu":
+        if result.is_cpu:
             book.gathered = result.reshape(-1).tolist()
         else:
             book.gathered, book.rank_sum = result.detach().clone(), tensors.detach().clone()
@@ -901,7 +956,7 @@ class Observer:
         book.expected = [what for what, there in present.items() if there] + (["labels"] if labels is not None else [])
         if isinstance(loss, self.torch.Tensor):
             book.dtype = str(loss.dtype).removeprefix("torch.")
-            book.losses.append(keep(loss, loss.device.type == "cpu"))
+            book.losses.append(keep(loss, loss.is_cpu))
 
     def metrics_gather_begins(self, accelerator: Any, tensors: Any) -> Any:
         self._gather_rows = None
@@ -910,7 +965,12 @@ class Observer:
     def metrics_gather_ends(self, accelerator: Any, rows: int | None, result: Any) -> None:
         watched = self.current
         trainer = watched.ref() if watched is not None else None
-        if watched is None or trainer is None or self._closed or getattr(trainer, "accelerator", None) is not accelerator:
+        if (
+            watched is None
+            or trainer is None
+            or self._closed
+            or getattr(trainer, "accelerator", None) is not accelerator
+        ):
             return
         book = watched.evaluation
         what = book.expected.pop(0) if book is not None and book.expected else "other"
@@ -950,12 +1010,11 @@ class Observer:
         if self._is_of_trainer("accelerator", accelerator) is None or max_norm is None:
             return
         limit = float(max_norm)
-        if isinstance(norm, self.torch.Tensor) and norm.device.type != "cpu":
+        if isinstance(norm, self.torch.Tensor) and not norm.is_cpu:
             self._now().training.grad_norms.append(norm.detach())
             self.recorder.put(GRAD_NORM, (None, number(limit)))
         elif norm is not None:
-            value = float(norm)
-            self.recorder.put(GRAD_NORM, (number(value), number(limit), value > limit))
+            self.recorder.gradient_norm(float(norm), limit)
 
     def optimizer_step_begins(self, optimizer: Any, closure: Any) -> Any:
         return _rates(optimizer) if self._is_of_trainer("optimizer", optimizer) is not None else None
@@ -963,12 +1022,12 @@ class Observer:
     def optimizer_step_ends(self, optimizer: Any, rates: Any, result: Any) -> None:
         if rates is not None:
             skipped = bool(getattr(optimizer, "step_was_skipped", False))
-            self.recorder.put(OPTIMIZER_STEP, (rates, True) if skipped else (rates,))
+            self.recorder.rates(OPTIMIZER_STEP, rates, skipped)
 
     def scheduler_step_ends(self, scheduler: Any, token: Any, result: Any) -> None:
         if self._is_of_trainer("lr_scheduler", scheduler) is not None:
             optimizer = getattr(scheduler, "optimizer", None) or getattr(scheduler, "optimizers", None)
-            self.recorder.put(SCHEDULER_STEP, (_rates(optimizer),))
+            self.recorder.rates(SCHEDULER_STEP, _rates(optimizer))
 
     def _hook_scheduler(self, watched: Watched) -> None:
         """The scheduler exists when training begins: hook the class that defines its `step`, and a bare optimizer."""
@@ -977,7 +1036,7 @@ class Observer:
         owner = _definer(type(scheduler), "step")
         if owner is not None and owner not in self._scheduler_classes_done:
             self._scheduler_classes_done.add(owner)
-            names = {"_t_before": self._nothing, "_t_after": self.guarded(self.scheduler_step_ends)}
+            names = self._around(self._nothing, self.scheduler_step_ends)
             self.patches.replace(owner, "step", wrapper_of(vars(owner)["step"], AROUND, names))
         optimizer = getattr(trainer, "optimizer", None)
         if optimizer is not None and _definer(type(optimizer), "step") not in self._scheduler_classes_done:
@@ -1063,7 +1122,7 @@ class Observer:
         for name, moved in MOVED_TO_MODULE.items():
             function = getattr(module, moved, None)
             if is_plain_function(function) and moved in vars(module):
-                hooks = {"_t_before": self.module_gather_begins, "_t_after": self.guarded(self.module_gather_ends)}
+                hooks = self._around(self.module_gather_begins, self.module_gather_ends)
                 self.patches.replace(module, moved, wrapper_of(function, AROUND, hooks))
 
     def module_gather_begins(self, tensors: Any, _: Any) -> Any:
@@ -1076,7 +1135,11 @@ class Observer:
         around: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[int, str]]] = {
             "Accelerator.clip_grad_norm_": (self._second, self.clip_ends, (2, "max_norm")),
             "Accelerator.gather": (self._nothing, self.plain_gather_ends, (1, "tensor")),
-            "Accelerator.gather_for_metrics": (self.metrics_gather_begins, self.metrics_gather_ends, (1, "input_data")),
+            "Accelerator.gather_for_metrics": (
+                self.metrics_gather_begins,
+                self.metrics_gather_ends,
+                (1, "input_data"),
+            ),
             "AcceleratedOptimizer.step": (self.optimizer_step_begins, self.optimizer_step_ends, (1, "closure")),
         }
         for name, (module, owner, attribute) in OUTSIDE.items():
@@ -1085,7 +1148,7 @@ class Observer:
             if name not in around or not is_plain_function(function):
                 continue
             before, after, argument = around[name]
-            hooks = {"_t_before": self.guarded(before), "_t_after": self.guarded(after)}
+            hooks = self._around(before, after)
             self.patches.replace(cls, attribute, wrapper_of(function, AROUND, hooks, argument))
             self._scheduler_classes_done.add(cls)
 
@@ -1119,7 +1182,7 @@ class Observer:
         self.patches.replace(iterator_class, "_next_index", _next_index)
         data_loader = sys.modules.get("accelerate.data_loader")
         if data_loader is not None and hasattr(data_loader, "send_to_device"):
-            hooks = {"_t_before": self._move_begins, "_t_after": self.guarded(self._move_ends)}
+            hooks = self._around(self._move_begins, self._move_ends)
             function = data_loader.send_to_device
             if is_plain_function(function):
                 self.patches.replace(data_loader, "send_to_device", wrapper_of(function, AROUND, hooks))
@@ -1144,7 +1207,6 @@ class Observer:
         self._closed = True
         self.trainer_id = 0
         self.event_control = None
-        self.open_calls = 0
         trainers = [watched.ref() for watched in self._watched.values()]
         self.current = None
         self.patches.undo()
@@ -1191,6 +1253,23 @@ PROBES: dict[str, Probe] = {
     "create_model_card": _FILES,
     "train": _FILES,
 }
+
+TIMED = {
+    "training_step_begins": 8,
+    "prediction_step_begins": 8,
+    "log_begins": 1,
+    "log_ends": 1,
+    "evaluation_ends": 1,
+    "files_begin": 1,
+    "files_end": 1,
+    "rng_load_ends": 1,
+    "metrics_gather_ends": 8,
+    "legacy_gather_ends": 1,
+}
+"""Hooks that do more than write a row, and one in how many of their calls is timed."""
+
+EVENTS_LOOKED_AT = frozenset({"on_train_begin", "on_log", "on_train_end", "on_init_end"})
+"""Events before whose callbacks there is something to look at."""
 
 MOVED_TO_MODULE = {"_nested_gather": "nested_gather"}
 """Methods that a later version made a function of the Trainer's module."""
@@ -1256,13 +1335,13 @@ def _plain_state(value: Any) -> Any:
     return reduce_paths(value) if isinstance(value, str) else plain(value)
 
 
-def _rates(optimizer: Any) -> list[events.Number]:
+def _rates(optimizer: Any) -> list[Any]:
     """Learning rate of each parameter group; one that lives on a GPU is not read."""
-    rates: list[events.Number] = []
-    for group in optimizer.param_groups:
-        rate = group["lr"]
-        on_device = getattr(getattr(rate, "device", None), "type", "cpu") != "cpu"
-        rates.append(None if on_device else number(float(rate)))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for i, rate in enumerate(rates):
+        if type(rate) is not float:
+            on_device = getattr(getattr(rate, "device", None), "type", "cpu") != "cpu"
+            rates[i] = None if on_device else float(rate)
     return rates
 
 

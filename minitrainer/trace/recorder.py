@@ -7,37 +7,62 @@ interpreter that crashes lose nothing. Only a machine that loses power can.
 Why not a buffer and `write`: a buffer is what a kill loses, and one `write` a row costs ten times as much as the copy.
 Why the space is allocated ahead (`posix_fallocate`): a mapped page without a block on the disk behind it would kill the
 process (SIGBUS) on a full disk. Allocation says so beforehand, and then recording stops with one warning; training
-never does.
+never does. Why rows that happen many times a step are packed by `struct` straight into the map: it is one call, where
+encoding, joining and copying are three.
 
 The layout of the rows is in rows.py.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import mmap
 import os
+import struct
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter
 from typing import Any
 
 import msgspec
 
 from minitrainer.trace import events
-from minitrainer.trace.rows import CODES, FIELDS, Names, plain_row
+from minitrainer.trace.rows import (
+    CALL,
+    CALLBACK,
+    CALLBACK_END,
+    CODES,
+    DEFINITION,
+    EVENT,
+    EVENT_END,
+    FIELDS,
+    LINE_FEED,
+    PACKED,
+    RATES,
+    RETURN,
+    STATE,
+    STATE_OF_FLOATS,
+    STATE_OF_INTEGERS,
+    Names,
+    plain_row,
+)
 
 FIRST_SEGMENT_BYTES = 1 << 20
 LARGEST_SEGMENT_BYTES = 1 << 26
+
 RESERVE_BYTES = 512
 """Kept free at the end of the mapped file, so that the last line still fits after the disk has become full."""
 
-COST_SAMPLE_ROWS = 64
-"""The recorder times itself on one row in so many; twice the clock on every row would double what it measures."""
+NOWHERE = 1 << 62
+"""Position of a recorder that has stopped: no row fits there, so every writer ends in `overflow`."""
+
+COST_SAMPLE = 32
+"""The recorder times itself on one row in so many; the clock on every row would double what it measures."""
+
+_OVERFLOWS = (struct.error, ValueError)
+"""What packing raises where there is no room, or no map any more."""
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
@@ -45,195 +70,232 @@ _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 class Recorder:
     """Writes one rank's recording.
 
-    The functions that write are made in `_open` and hang on the object, so that a hook holds the function itself and
-    a row costs no attribute look-up:
-
-        enter(code, name)     a row of one id: a call or a callback
-        leave(code)           a row without fields: a return
-        put(code, fields)     any other row
-        record(record)        a typed record of kind 10 or higher
-        name(text) -> id      intern a name; its definition is written the first time
-
     Args:
         path: file to create (replaced if it is there).
-        head: the first line.
+        head: the first row. Its `process` gets the clock of the recording.
 
     Attributes:
-        rows: rows written so far, definitions not counted, `Head` counted.
+        position: bytes written so far.
+        map: the mapped file. The wrappers of patched methods pack their two rows into it themselves (see probes.py).
+        entered, left: calls that were entered and left: two of the row counters. Their difference is what is open.
+        slow_us: time spent in hooks that do more than write a row; they add to it themselves.
         dropped: rows that came after the disk was full.
-        slow_ns: time spent in hooks that do more than write a row; they add to it themselves.
         names: the interned names.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_allocated_bytes",
+        "_clock",
+        "_encode",
+        "_end",
+        "_file",
+        "_full",
+        "_other_rows",
+        "_pid",
+        "_sampled_s",
+        "_samples",
+        "_segment_bytes",
+        "closed",
+        "dropped",
+        "entered",
+        "left",
+        "map",
+        "names",
+        "path",
+        "position",
+        "slow_us",
+    )
 
     def __init__(self, path: str | os.PathLike[str], head: events.Head):
         self.path = Path(path)
         self.names = Names()
-        self.slow_ns = 0
+        self.position = 0
+        self.entered = self.left = self.dropped = self._other_rows = 0
+        self.slow_us = 0.0
         self.closed = False
-        self._bytes_written = 0
+        self._sampled_s, self._samples = 0.0, 0
+        self._encode = msgspec.json.Encoder().encode
         self._pid = os.getpid()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        self._map: mmap.mmap | None = None
+        self.map: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
         self._segment_bytes = FIRST_SEGMENT_BYTES
         self._allocated_bytes = 0
         self._full = False
-        self.enter: Callable[[int, int], None]
-        self.leave: Callable[[int], None]
-        self.put: Callable[[int, tuple[Any, ...]], None]
-        self.name: Callable[[Any], int]
-        self._counts: Callable[[], tuple[int, int, int, int]]
-        self._stop: Callable[[], None]
-        self._open(msgspec.json.encode(head))
+        self._end = 0
+        self._clock = perf_counter()
+        process = None if head.process is None else {**head.process, "clock": self._clock}
+        self._start(self._encode(msgspec.structs.replace(head, process=process or {"clock": self._clock})))
         _open_recorders.add(self)
 
-    # -- writing ---------------------------------------------------------------
+    @property
+    def rows(self) -> int:
+        """Rows written so far, definitions not counted, `Head` counted."""
+        return self._other_rows + self.entered + self.left - self.dropped
 
-    def _open(self, head_line: bytes) -> None:
-        """Make the writing functions. They share the clock and the counters as variables of this frame."""
-        encode = msgspec.json.Encoder().encode
-        now = perf_counter_ns
-        names, undefined = self.names, self.names.undefined
-        last_us = now() // 1000
-        rows = dropped = sampled_ns = samples = 0
-        line_feed = b"\n"
-        write: Callable[[bytes], Any] = self._start(head_line + line_feed)
-        rows += 1
+    # -- rows that happen many times a step -------------------------------------------
 
-        def overflow(line: bytes) -> None:
-            """Write a row that did not fit: enlarge the file, or begin to drop."""
-            nonlocal write, dropped, rows
-            write = self._grow(len(line))
-            if write is _drop:
-                dropped += 1
-                rows -= 1
+    def event(self, event: int, step: int, epoch: float | None, lowered: int, raised: int) -> None:
+        fraction = math.nan if epoch is None else epoch
+        try:
+            _pack_event(
+                self.map, self.position, EVENT, event, step, fraction, lowered, raised, perf_counter(), LINE_FEED
+            )
+            self.position += _EVENT_BYTES
+            self._other_rows += 1
+        except _OVERFLOWS:
+            self.put(EVENT, (event, step, epoch, lowered, raised))
+
+    def event_end(self, raised: int) -> None:
+        try:
+            _pack_event_end(self.map, self.position, EVENT_END, raised, perf_counter(), LINE_FEED)
+            self.position += _EVENT_END_BYTES
+            self._other_rows += 1
+        except _OVERFLOWS:
+            self.put(EVENT_END, (raised,))
+
+    def callback(self, callback: int) -> None:
+        try:
+            _pack_callback(self.map, self.position, CALLBACK, callback, perf_counter(), LINE_FEED)
+            self.position += _CALLBACK_BYTES
+            self._other_rows += 1
+        except _OVERFLOWS:
+            self.put(CALLBACK, (callback,))
+
+    def callback_end(self) -> None:
+        try:
+            _pack_callback_end(self.map, self.position, CALLBACK_END, perf_counter(), LINE_FEED)
+            self.position += _CALLBACK_END_BYTES
+            self._other_rows += 1
+        except _OVERFLOWS:
+            self.put(CALLBACK_END, ())
+
+    def state(self, field: int, site: int, old: Any, new: Any) -> None:
+        """A field of the state; two integers or two floats are packed."""
+        kind = type(new)
+        if type(old) is kind:
+            if kind is float:
+                packed, code = PACKED[STATE_OF_FLOATS], STATE_OF_FLOATS
+            elif kind is int:
+                packed, code = PACKED[STATE_OF_INTEGERS], STATE_OF_INTEGERS
             else:
-                write(line)
-
-        def stop() -> None:
-            nonlocal write
-            write = _drop
-
-        def enter(code: int, name: int) -> None:
-            nonlocal last_us, rows, sampled_ns, samples
-            started_ns = now()
-            us = started_ns // 1000
-            line = encode((code, us - last_us, name)) + line_feed
-            last_us = us
-            rows += 1
+                self.put(STATE, (field, old, new, site))
+                return
             try:
-                write(line)
-            except ValueError:
-                overflow(line)
-            if not rows % COST_SAMPLE_ROWS:
-                sampled_ns += now() - started_ns
-                samples += 1
+                packed.pack_into(self.map, self.position, code, field, site, old, new, perf_counter(), LINE_FEED)
+                self.position += packed.size
+                self._other_rows += 1
+                return
+            except _OVERFLOWS:
+                pass
+        self.put(STATE, (field, old, new, site))
 
-        def leave(code: int) -> None:
-            nonlocal last_us, rows
-            us = now() // 1000
-            line = encode((code, us - last_us)) + line_feed
-            last_us = us
-            rows += 1
-            try:
-                write(line)
-            except ValueError:
-                overflow(line)
+    def gradient_norm(self, norm: float, limit: float) -> None:
+        try:
+            _pack_norm(self.map, self.position, _NORM_CODE, norm, limit, perf_counter(), LINE_FEED)
+            self.position += _NORM_BYTES
+            self._other_rows += 1
+        except _OVERFLOWS:
+            self.put(_NORM_CODE, (number(norm), number(limit), norm > limit))
 
-        def put(code: int, fields: tuple[Any, ...]) -> None:
-            nonlocal last_us, rows, sampled_ns, samples
-            started_ns = now()
-            us = started_ns // 1000
-            line = encode((code, us - last_us, *fields)) + line_feed
-            last_us = us
-            rows += 1
-            try:
-                write(line)
-            except ValueError:
-                overflow(line)
-            if not rows % COST_SAMPLE_ROWS:
-                sampled_ns += now() - started_ns
-                samples += 1
+    def rates(self, code: int, rates: list[Any], skipped: bool = False) -> None:
+        """A step of the optimizer or the scheduler, with the rate of each parameter group."""
+        packed = RATES.get(len(rates))
+        try:
+            if packed is None:
+                raise ValueError
+            packed.pack_into(
+                self.map, self.position, code, len(rates), skipped, *rates, perf_counter(), LINE_FEED
+            )
+            self.position += packed.size
+            self._other_rows += 1
+        except _OVERFLOWS:
+            values = [None if rate is None else number(float(rate)) for rate in rates]
+            self.put(code, (values, True) if skipped else (values,))
 
-        def name(text: Any) -> int:
-            number = names.ids.get(text)
-            if number is None:
-                number = names.id_of(text)
-                line = encode(undefined.pop()) + line_feed
-                try:
-                    write(line)
-                except ValueError:
-                    nonlocal rows
-                    rows += 1
-                    overflow(line)
-                    rows -= 1
-            return number
+    # -- any row ------------------------------------------------------------------------
 
-        def drop_counter(line: bytes) -> None:
-            nonlocal dropped, rows
-            dropped += 1
-            rows -= 1
-
-        def counts() -> tuple[int, int, int, int]:
-            return rows, dropped, sampled_ns, samples
-
-        _drop = drop_counter
-        self._drop = drop_counter
-        if self._full:
-            write = _drop
-        self.enter, self.leave, self.put, self.name = enter, leave, put, name
-        self._counts, self._stop = counts, stop
+    def put(self, code: int, fields: tuple[Any, ...]) -> None:
+        """Write a row as an array."""
+        now = perf_counter()
+        line = self._encode((code, int((now - self._clock) * 1e6), *fields))
+        self._write(line)
+        self._other_rows += 1
+        if not self._other_rows % COST_SAMPLE:
+            self._sampled_s += perf_counter() - now
+            self._samples += 1
 
     def record(self, record: events.Record) -> None:
         """Write a typed record of kind 10 or higher (see `rows.PLAIN_RECORDS`)."""
         row = plain_row(record, 0)
         self.put(row[0], tuple(row[2:]))
 
-    @property
-    def rows(self) -> int:
-        return self._counts()[0]
+    def name(self, text: Any) -> int:
+        """Intern a name; the first time its definition is written."""
+        number = self.names.ids.get(text)
+        if number is None:
+            number = self.names.id_of(text)
+            self.names.undefined.clear()
+            dropped = self.dropped
+            self._write(self._encode((DEFINITION, number, text)))
+            self.dropped = dropped  # a definition is not a row
+        return number
 
-    @property
-    def dropped(self) -> int:
-        return self._counts()[1]
+    def overflow(self, code: int, name: int) -> None:
+        """Write a call (or a return, where `name` is 0) that a wrapper could not pack.
 
-    # -- space on the disk -------------------------------------------------------
+        The wrapper moves `position` on by the packed size right afterwards, so it is set back by that much here.
+        """
+        now = int((perf_counter() - self._clock) * 1e6)
+        self._write(self._encode((code, now, name) if name else (code, now)))
+        self.position -= _CALL_BYTES if name else _RETURN_BYTES
 
-    def _start(self, head_line: bytes) -> Callable[[bytes], Any]:
-        """Map the first segment and write the first line; return the map's `write`."""
+    def _write(self, line: bytes) -> None:
+        size = len(line) + 1
+        if self.position + size > len(self.map) and not self._grow(size):
+            self.dropped += 1
+            return
+        self.map[self.position : self.position + size] = line + b"\n"
+        self.position += size
+
+    # -- space on the disk -----------------------------------------------------------------
+
+    def _start(self, head_line: bytes) -> None:
+        """Map the first segment and write the first row."""
         try:
             size = max(self._segment_bytes, len(head_line) + RESERVE_BYTES)
             os.posix_fallocate(self._file, 0, size)
+            self.map = mmap.mmap(self._file, size - RESERVE_BYTES)
             self._allocated_bytes = size
-            self._map = mmap.mmap(self._file, size - RESERVE_BYTES)
         except OSError as error:
             self._give_up(error)
-            return len
-        self._map.write(head_line)
-        return self._map.write
+        self._other_rows = 1
+        self._write(head_line)
 
-    def _grow(self, needed_bytes: int) -> Callable[[bytes], Any]:
-        """Enlarge the file for a row of `needed_bytes`; return the function to write with from now on.
+    def _grow(self, needed_bytes: int) -> bool:
+        """Enlarge the file for a row of `needed_bytes`; False where that can't be (any more).
 
         The map is resized in place: rows that are written stay where they are.
         """
-        if self._map is None or self._full:
-            return self._drop
+        if self._full or self.closed:
+            return False
         size = self._allocated_bytes + max(self._segment_bytes, needed_bytes + RESERVE_BYTES)
         try:
             os.posix_fallocate(self._file, self._allocated_bytes, size - self._allocated_bytes)
-            self._map.resize(size - RESERVE_BYTES)
-            os.posix_fallocate(self._file, 0, size)
+            self.map.resize(size - RESERVE_BYTES)
+            os.posix_fallocate(self._file, 0, size)  # resizing has cut the file to the map: give the reserve back
         except (OSError, SystemError, ValueError) as error:
             self._give_up(error)
-            return self._drop
+            return False
         self._allocated_bytes = size
         self._segment_bytes = min(2 * self._segment_bytes, LARGEST_SEGMENT_BYTES)
-        return self._map.write
+        return True
 
     def _give_up(self, error: Exception) -> None:
         """Stop recording, with one warning. Nothing here may ever reach the training."""
         self._full = True
+        self._end, self.position = self.position, NOWHERE
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         text = f"the trace {self.path} stops here: {reason}. Training goes on."
         try:
@@ -241,7 +303,7 @@ class Recorder:
         except Exception:  # a filter turned warnings into errors
             print(f"minitrainer.trace: {text}", file=sys.stderr)
 
-    # -- the end -------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------
 
     def close(self) -> None:
         """Write the `End`, cut the file to its length and close it. A second call does nothing."""
@@ -249,40 +311,60 @@ class Recorder:
             return
         self.closed = True
         _open_recorders.discard(self)
-        rows, dropped, sampled_ns, samples = self._counts()
-        if self._map is not None and os.getpid() == self._pid:
-            if self._full:  # the reserve is allocated: the last line fits although the disk is full
+        ours = os.getpid() == self._pid
+        position = self._end if self._full else self.position
+        if ours and self._allocated_bytes:
+            if self._full:  # the reserve is allocated: the last row fits although the disk is full
                 try:
-                    self._map.resize(self._allocated_bytes)
+                    self.map.resize(self._allocated_bytes)
                 except (OSError, SystemError, ValueError):
                     pass
-            cost_us = (self.slow_ns + (sampled_ns * rows // samples if samples else 0)) // 1000
-            position = self._map.tell()
-            end = events.End(rows=rows, dropped=dropped, cost_us=cost_us, bytes_per_row=round(position / rows, 1))
-            line = msgspec.json.encode((CODES[events.End], 0, *(getattr(end, name) for name in FIELDS[events.End])))
-            try:
-                self._map.write(line + b"\n")
+            row_s = self._sampled_s / self._samples if self._samples else 0.0
+            end = events.End(
+                rows=self.rows,
+                dropped=self.dropped,
+                cost_us=int(self.slow_us + row_s * self.rows * 1e6),
+                bytes_per_row=round(position / self.rows, 1),
+            )
+            now_us = int((perf_counter() - self._clock) * 1e6)
+            line = self._encode((CODES[events.End], now_us, *(getattr(end, name) for name in FIELDS[events.End])))
+            if position + len(line) + 1 <= len(self.map):
+                self.map[position : position + len(line) + 1] = line + b"\n"
                 position += len(line) + 1
-            except ValueError:
-                pass
-            self._map.close()
+        self.map.close()
+        self.position = NOWHERE
+        if ours:
             try:
                 os.ftruncate(self._file, position)
             except OSError:
                 pass
-        elif self._map is not None:
-            self._map.close()
-        self._stop()
         os.close(self._file)
 
     def _abandon(self) -> None:
         """Stop writing in a child process that was forked while recording: the file is the parent's."""
         self.closed = True
-        self._stop()
+        self.position = NOWHERE
 
 
-def _drop_nothing(line: bytes) -> None:
-    """What `write` becomes in a closed recorder: hooks that outlive it have nowhere to write."""
+_pack_event, _EVENT_BYTES = PACKED[EVENT].pack_into, PACKED[EVENT].size
+_pack_event_end, _EVENT_END_BYTES = PACKED[EVENT_END].pack_into, PACKED[EVENT_END].size
+_pack_callback, _CALLBACK_BYTES = PACKED[CALLBACK].pack_into, PACKED[CALLBACK].size
+_pack_callback_end, _CALLBACK_END_BYTES = PACKED[CALLBACK_END].pack_into, PACKED[CALLBACK_END].size
+_NORM_CODE = CODES[events.GradNorm]
+_pack_norm, _NORM_BYTES = PACKED[_NORM_CODE].pack_into, PACKED[_NORM_CODE].size
+_CALL_BYTES, _RETURN_BYTES = PACKED[CALL].size, PACKED[RETURN].size
+
+
+def wrapper_names(recorder: Recorder) -> dict[str, Any]:
+    """What the body of a method's wrapper refers to when it packs its own rows."""
+    return {
+        "_t_sink": recorder,
+        "_t_map": recorder.map,
+        "_t_clock": perf_counter,
+        "_t_pack_call": PACKED[CALL].pack_into,
+        "_t_pack_return": PACKED[RETURN].pack_into,
+        "_t_overflows": _OVERFLOWS,
+    }
 
 
 def _abandon_after_fork() -> None:
@@ -333,7 +415,5 @@ def number(value: float) -> events.Number:
     """A float as it stands in a record: itself, or "nan", "inf" or "-inf"."""
     return value if math.isfinite(value) else str(value)
 
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 # Read next: patching.py, how a function is replaced so that nobody notices.

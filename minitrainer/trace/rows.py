@@ -1,32 +1,41 @@
 """The two forms of a trace: how a recording is laid out, how it is read, and how the canonical form is written.
 
-A recording is a text file. Line 1 is the `Head` as a JSON object; every other line is a JSON array, a *row*. Its first
-element is the kind, its second (except in a definition) the whole microseconds since the row before:
+A recording is a sequence of rows, each closed by a line feed. Its first byte tells what a row is:
+
+    {   the `Head`, a JSON object: the first row, and no other
+    [   a JSON array: its first element is the kind, its second (except in a definition) the time
+    1…  a kind that happens many times a step, packed into a few bytes (little-endian, no padding): see `PACKED`
+    0   nothing: the file was made longer than what it holds
 
     [0, id, text]                           definition: from here on `id` stands for `text`, a string or a list
-    [1, Δ, method]                          call; `method` is the id of [method, cls, part, private]
-    [2, Δ]                                  return of the innermost open call
-    [3, Δ, error, message]                  the innermost open call, event or callback was left by an exception
-    [4, Δ, event, step, epoch, lowered, raised]   event; the last two are sets of flags, bit i is FLAGS[i]
-    [5, Δ, raised]                          end of the innermost open event
-    [6, Δ, callback]                        a callback of that event was entered
-    [7, Δ, replaced]                        and has returned; `replaced` is 1 for another control object
-    [8, Δ, flag, new, site, how]            flag is a position in FLAGS, `site` the id of [by, file, line]
-    [9, Δ, field, old, new, site, how]      a field of the state
-    [10 …, Δ, fields …]                     the other records: their fields in the order of events.py
+    [1, t, method]                          call; `method` is the id of [method, cls, part, private]
+    [2, t]                                  return of the innermost open call
+    [3, t, error, message]                  the innermost open call, event or callback was left by an exception
+    [4, t, event, step, epoch, lowered, raised]   event; the last two are sets of flags, bit i is FLAGS[i]
+    [5, t, raised]                          end of the innermost open event
+    [6, t, callback]                        a callback of that event was entered
+    [7, t, replaced]                        and has returned; `replaced` is 1 for another control object
+    [8, t, flag, new, site, how]            flag is a position in FLAGS, `site` the id of [by, file, line]
+    [9, t, field, old, new, site, how]      a field of the state
+    [10 …, t, fields …]                     the other records: their fields in the order of events.py
 
-Trailing fields that hold their default are left out. `event`, `callback`, `field`, `how` and the error's class are ids
-of strings. Calls, events and callbacks close in the opposite order of their opening, so a closing row needs no name.
+`t` is in whole microseconds since the recording began; a packed row holds seconds of the process's clock, whose value
+at the beginning stands in the head (`process["clock"]`). Trailing fields that hold their default are left out.
+`event`, `callback`, `field`, `how` and the error's class are ids of strings. Calls, events and callbacks close in the
+opposite order of their opening, so a closing row needs no name. Any packed row may stand as its array instead, and
+does where a number is too large for its bytes.
 
-A row is whole when its line feed is there. The recorder writes into a file that is longer than what it holds, so a
-recording that was cut short ends in zero bytes; a reader stops at the first zero byte or at a last line that does not
-parse, and says so (`Reading.complete`, `Reading.torn_bytes`, `Reading.open_scopes`).
+A row is whole when its line feed is there, and it is written last. A recording that was cut short ends in zero bytes; a
+reader stops there, or at a row without its line feed, and says so (`Reading.complete`, `Reading.torn_bytes`,
+`Reading.open_scopes`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -66,6 +75,31 @@ FIELDS: dict[type[Record], tuple[str, ...]] = {
     record: tuple(name for name in record.__struct_fields__ if name != "at") for record in RECORDS.values()
 }
 """Class to its fields in the order of a row. `at` is in every row, as a difference, and so in none of these."""
+
+STATE_OF_INTEGERS, STATE_OF_FLOATS = 0x20, 0x21
+"""First byte of a packed STATE row, by the type of its old and new value."""
+
+LINE_FEED = 10
+
+PACKED: dict[int, struct.Struct] = {
+    CALL: struct.Struct("<BHdB"),  # kind, method, clock, line feed
+    RETURN: struct.Struct("<BdB"),  # kind, clock, line feed
+    EVENT: struct.Struct("<BHIdBBdB"),  # kind, event, step, epoch (NaN for none), lowered, raised, clock, line feed
+    EVENT_END: struct.Struct("<BBdB"),  # kind, raised, clock, line feed
+    CALLBACK: struct.Struct("<BHdB"),  # kind, callback, clock, line feed
+    CALLBACK_END: struct.Struct("<BdB"),  # kind, clock, line feed
+    STATE_OF_INTEGERS: struct.Struct("<BHHqqdB"),  # kind, field, site, old, new, clock, line feed
+    STATE_OF_FLOATS: struct.Struct("<BHHdddB"),  # the same
+    CODES[events.GradNorm]: struct.Struct("<BdddB"),  # kind, norm, limit, clock, line feed
+}
+"""Kinds that happen many times a step."""
+
+RATES: dict[int, struct.Struct] = {count: struct.Struct(f"<BBB{count}ddB") for count in range(1, 9)}
+"""Optimizer and scheduler steps, by their number of parameter groups: kind, groups, skipped, rates, clock, line feed."""
+
+RATE_KINDS = (CODES[events.OptimizerStep], CODES[events.SchedulerStep])
+
+CHUNK_BYTES = 1 << 20
 
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
 """A line longer than this is no row of ours: a file without line feeds must not fill the memory."""
@@ -147,40 +181,59 @@ class Reading:
         self.rows = 0
 
     def __iter__(self) -> Iterator[Record]:
-        self.end, self.complete, self.open_scopes, self.torn_bytes, self.rows = None, False, [], 0, 0
-        lines = _Lines(self.path)
-        decode = _RowDecoder(self.open_scopes).decode if self.head.form == "rows" else self._decode_canonical
-        parse = msgspec.json.Decoder().decode if self.head.form == "rows" else _CANONICAL.decode
-        next(lines)
-        self.rows = 1
+        self.end, self.complete, self.open_scopes, self.torn_bytes, self.rows = None, False, [], 0, 1
         yield self.head
-        for line in lines:
-            try:
-                parsed = parse(line)
-            except (msgspec.MsgspecError, RecursionError) as error:
-                if lines.nothing_follows() and not isinstance(error, msgspec.ValidationError):
-                    self.torn_bytes = len(line)
-                    return
-                if isinstance(error, msgspec.ValidationError) and _unknown_kind(line):
-                    continue
-                raise UsageError(f"{self.path}: line {lines.number} is not a trace record: {error}") from error
-            try:
-                record = decode(parsed)
-            except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-                raise UsageError(f"{self.path}: line {lines.number} is not a row of this schema") from error
-            if record is None:
-                continue
+        for record in self._recorded() if self.head.form == "rows" else self._canonical():
             self.rows += 1
             if type(record) is events.End:
                 self.end, self.complete = record, True
                 self.open_scopes.clear()
             yield record
-        self.torn_bytes = lines.torn_bytes
 
-    def _decode_canonical(self, record: Record) -> Record:
-        """Keep the stack of open scopes while a canonical file is read."""
-        _follow(self.open_scopes, record)
-        return record
+    def _recorded(self) -> Iterator[Record]:
+        """Records of a recording after its head."""
+        decoder = RowDecoder(self.head, self.open_scopes)
+        decode = decoder.decode
+        with open(self.path, "rb") as file:
+            split = RowSplitter(decoder.clock)
+            file.seek(0)
+            head_is_behind = False
+            number = 1
+            while chunk := file.read(CHUNK_BYTES):
+                rows = split.feed(chunk)
+                for row in rows if head_is_behind else rows[1:]:
+                    number += 1
+                    try:
+                        record = decode(row)
+                    except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError) as error:
+                        raise UsageError(f"{self.path}: row {number} is not a row of this schema") from error
+                    if record is not None:
+                        yield record
+                head_is_behind = head_is_behind or bool(rows)
+                if split.stopped:
+                    break
+            self.torn_bytes = split.close()
+            if self.torn_bytes and not split.only_zeros_follow(file):
+                raise UsageError(f"{self.path}: what follows row {number} is not a row")
+
+    def _canonical(self) -> Iterator[Record]:
+        """Records of a canonical file after its head."""
+        lines = _Lines(self.path)
+        next(lines)
+        for line in lines:
+            try:
+                record: Record = _CANONICAL.decode(line)
+            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+                if isinstance(error, msgspec.ValidationError):
+                    if _unknown_kind(line):
+                        continue
+                elif lines.nothing_follows():
+                    self.torn_bytes = len(line)
+                    return
+                raise UsageError(f"{self.path}: line {lines.number} is not a trace record: {error}") from error
+            _follow(self.open_scopes, record)
+            yield record
+        self.torn_bytes = lines.torn_bytes
 
     def _read_head(self) -> events.Head:
         try:
@@ -210,8 +263,6 @@ class Reading:
 class _Lines:
     """Whole lines of a file, without their line feed, up to the first zero byte."""
 
-    CHUNK_BYTES = 1 << 20
-
     def __init__(self, path: Path):
         self.path = path
         self.file: BinaryIO = open(path, "rb")
@@ -240,7 +291,7 @@ class _Lines:
     def _generate(self) -> Iterator[bytes]:
         rest = b""
         with self.file:
-            while chunk := self.file.read(self.CHUNK_BYTES):
+            while chunk := self.file.read(CHUNK_BYTES):
                 zero = chunk.find(b"\0")
                 if zero >= 0:
                     chunk = chunk[:zero]
@@ -283,21 +334,165 @@ def _follow(scopes: list[Scope], record: Record) -> None:
 # -- rows to records -----------------------------------------------------------------
 
 
-class _RowDecoder:
-    """Turns rows into records. It holds the names defined so far, the clock and the stack of open scopes."""
+class RowSplitter:
+    """Cuts the bytes of a recording into rows, packed ones and arrays alike, as they come in.
 
-    def __init__(self, scopes: list[Scope]):
+    Args:
+        clock: the process's clock at the beginning, from the head.
+
+    Attributes:
+        stopped: whether a zero byte, or something that is not a row, was met where a row should begin.
+    """
+
+    def __init__(self, clock: float = 0.0):
+        self.clock = clock
+        self.stopped = False
+        self._rest = b""
+        self._parse = msgspec.json.Decoder().decode
+
+    def feed(self, chunk: bytes) -> list[Any]:
+        """Take more bytes; return the rows that are whole now (the head as a dict)."""
+        data = self._rest + chunk
+        rows: list[Any] = []
+        add, parse, unpack = rows.append, self._parse, self._unpack
+        position, length = 0, len(data)
+        while position < length:
+            kind = data[position]
+            packed = PACKED.get(kind)
+            if packed is not None:
+                end = position + packed.size
+            elif kind == 0x5B or kind == 0x7B:  # [ or {
+                end = data.find(b"\n", position) + 1
+                if not end:
+                    if data.find(b"\0", position) >= 0:
+                        self.stopped = True
+                    break
+                try:
+                    add(parse(data[position : end - 1]))
+                except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+                    self.stopped = True
+                    break
+                position = end
+                continue
+            elif kind in RATE_KINDS:
+                if position + 1 >= length:
+                    break
+                packed = RATES.get(data[position + 1])
+                if packed is None:
+                    self.stopped = True
+                    break
+                end = position + packed.size
+            else:
+                self.stopped = True
+                break
+            if end > length:
+                break
+            if data[end - 1] != LINE_FEED:
+                self.stopped = True
+                break
+            add(unpack(kind, packed.unpack_from(data, position)))
+            position = end
+        self._rest = data[position:]
+        return rows
+
+    def close(self) -> int:
+        """Return how many bytes that are not zero stand after the last whole row."""
+        return len(self._rest.rstrip(b"\0"))
+
+    def only_zeros_follow(self, file: BinaryIO) -> bool:
+        """Whether what is left over is one row that was being written: it is shorter than the longest, and nothing
+        but zero bytes stands after it."""
+        if b"\n" in self._rest[:-1] and self._rest[:1] in (b"[", b"{"):
+            return False
+        if len(self._rest.rstrip(b"\0")) > LONGEST_LINE_BYTES:
+            return False
+        if self._rest and self._rest[0] not in PACKED and self._rest[0] not in (0x5B, 0x7B, *RATE_KINDS):
+            return False
+        while chunk := file.read(CHUNK_BYTES):
+            if chunk.strip(b"\0"):
+                return False
+        return True
+
+    def _unpack(self, kind: int, fields: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Bring a packed row to the shape of its array."""
+        at = int((fields[-2] - self.clock) * 1e6)
+        if kind == CALL or kind == CALLBACK:
+            return (kind, at, fields[1])
+        if kind == RETURN or kind == CALLBACK_END:
+            return (kind, at)
+        if kind == EVENT:
+            epoch = fields[3]
+            return (EVENT, at, fields[1], fields[2], None if epoch != epoch else epoch, fields[4], fields[5])
+        if kind == EVENT_END:
+            return (EVENT_END, at, fields[1])
+        if kind == STATE_OF_INTEGERS or kind == STATE_OF_FLOATS:
+            return (STATE, at, fields[1], fields[3], fields[4], fields[2])
+        if kind in RATE_KINDS:
+            rates = [_number(rate) for rate in fields[3:-2]]
+            return (kind, at, rates, True) if fields[2] else (kind, at, rates)
+        norm, limit = fields[1], fields[2]
+        return (kind, at, _number(norm), _number(limit), norm > limit)
+
+
+def _number(value: float) -> events.Number:
+    return value if math.isfinite(value) else str(value)
+
+
+class Follower:
+    """Reads a recording while it is being written: each `look` hands out the records that are new.
+
+    Attributes:
+        head: the first record.
+        is_over: whether the `End` was seen.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.head = Reading(path).head
+        self.is_over = False
+        self._decoder = RowDecoder(self.head, [])
+        self._splitter = RowSplitter(self._decoder.clock)
+        self._file = open(path, "rb")
+        self._head_is_behind = False
+
+    def look(self) -> Iterator[Record]:
+        """Hand out what is new; stop where the writer is."""
+        while not self.is_over:
+            begin = self._file.tell()
+            chunk = self._file.read(CHUNK_BYTES)
+            rows = self._splitter.feed(chunk)
+            # what is not whole yet will be read again: it may be the zero bytes that the writer has yet to fill
+            self._file.seek(begin + len(chunk) - len(self._splitter._rest))
+            self._splitter._rest, self._splitter.stopped = b"", False
+            if not rows:
+                return
+            for row in rows if self._head_is_behind else rows[1:]:
+                record = self._decoder.decode(row)
+                if record is not None:
+                    self.is_over = self.is_over or type(record) is events.End
+                    yield record
+            self._head_is_behind = True
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class RowDecoder:
+    """Turns rows into records. It holds the names defined so far and the stack of open scopes."""
+
+    def __init__(self, head: events.Head, scopes: list[Scope]):
         self.names: dict[int, Any] = {}
         self.scopes = scopes
         self.calls_open = 0
-        self.clock_us = 0
+        clock = (head.process or {}).get("clock", 0.0)
+        self.clock = float(clock) if isinstance(clock, (int, float)) else 0.0
 
-    def decode(self, row: list[Any]) -> Record | None:
+    def decode(self, row: Any) -> Record | None:
+        """The record of a row; None for a definition and for a kind that this version does not know."""
         kind = row[0]
         if kind == DEFINITION:
             self.names[row[1]] = row[2]
             return None
-        self.clock_us = at = self.clock_us + row[1]
+        at = row[1]
         if kind == CALL:
             method, cls, part, private = self.names[row[2]]
             depth = self.calls_open
@@ -530,12 +725,12 @@ class Names:
         return number
 
 
-def plain_row(record: Record, delta_us: int) -> list[Any]:
+def plain_row(record: Record, at_us: int) -> list[Any]:
     """The row of a record of kind 10 or higher. Trailing fields that hold their default are left out."""
     kind = type(record)
     values = [getattr(record, name) for name in FIELDS[kind]]
     values = _without_trailing_defaults(kind, values)
-    return [CODES[kind], delta_us, *values]
+    return [CODES[kind], at_us, *values]
 
 
 def _without_trailing_defaults(kind: type[Record], values: list[Any]) -> list[Any]:
@@ -563,7 +758,7 @@ def write_rows(records: Iterable[Record], path: str | os.PathLike[str]) -> int:
         The number of records written.
     """
     names = Names()
-    clock_us = 0
+    at_us = 0
     written = 0
     with open(path, "wb") as file:
         for record in records:
@@ -571,9 +766,8 @@ def write_rows(records: Iterable[Record], path: str | os.PathLike[str]) -> int:
                 file.write(_ENCODER.encode(msgspec.structs.replace(record, at=None, form="rows")) + b"\n")
                 written += 1
                 continue
-            at = clock_us if record.at is None else record.at
-            row = _row_of(record, at - clock_us, names)
-            clock_us = at
+            at_us = at_us if record.at is None else record.at
+            row = _row_of(record, at_us, names)
             for definition in names.undefined:
                 file.write(_ENCODER.encode(definition) + b"\n")
             names.undefined.clear()
@@ -582,32 +776,32 @@ def write_rows(records: Iterable[Record], path: str | os.PathLike[str]) -> int:
     return written
 
 
-def _row_of(record: Any, delta_us: int, names: Names) -> list[Any]:
+def _row_of(record: Any, at_us: int, names: Names) -> list[Any]:
     kind = type(record)
     if kind is events.Call:
-        return [CALL, delta_us, names.id_of((record.method, record.cls, record.part, record.private))]
+        return [CALL, at_us, names.id_of((record.method, record.cls, record.part, record.private))]
     if kind is events.Return:
-        return [RETURN, delta_us]
+        return [RETURN, at_us]
     if kind is events.Raise:
-        return [RAISE, delta_us, names.id_of(record.error), record.message]
+        return [RAISE, at_us, names.id_of(record.error), record.message]
     if kind is events.Event:
         lowered, raised = bits_of(record.lowered), bits_of(record.raised)
-        return [EVENT, delta_us, names.id_of(record.event), record.step, record.epoch, lowered, raised]
+        return [EVENT, at_us, names.id_of(record.event), record.step, record.epoch, lowered, raised]
     if kind is events.EventEnd:
-        return [EVENT_END, delta_us, bits_of(record.raised)]
+        return [EVENT_END, at_us, bits_of(record.raised)]
     if kind is events.Callback:
-        return [CALLBACK, delta_us, names.id_of(record.callback)]
+        return [CALLBACK, at_us, names.id_of(record.callback)]
     if kind is events.CallbackEnd:
-        return [CALLBACK_END, delta_us, 1] if record.replaced else [CALLBACK_END, delta_us]
+        return [CALLBACK_END, at_us, 1] if record.replaced else [CALLBACK_END, at_us]
     if kind is events.Flag:
         site = names.id_of((record.by, record.file, record.line))
-        row = [FLAG, delta_us, FLAGS.index(record.flag), int(record.new), site]
+        row = [FLAG, at_us, FLAGS.index(record.flag), int(record.new), site]
         return row if record.how == "set" else [*row, names.id_of(record.how)]
     if kind is events.State:
         site = names.id_of((record.by, record.file, record.line))
-        row = [STATE, delta_us, names.id_of(record.field), record.old, record.new, site]
+        row = [STATE, at_us, names.id_of(record.field), record.old, record.new, site]
         return row if record.how == "set" else [*row, names.id_of(record.how)]
-    return plain_row(record, delta_us)
+    return plain_row(record, at_us)
 
 
 # -- a trace to try things on ------------------------------------------------------------

@@ -52,7 +52,9 @@ class Session:
         if self._target is not None:
             cls = type(self._target)
             classes = [cls]
-            if not any(_is_library_trainer(base) for base in cls.__mro__) or not hasattr(self._target, "callback_handler"):
+            if not any(_is_library_trainer(base) for base in cls.__mro__) or not hasattr(
+                self._target, "callback_handler"
+            ):
                 raise UsageError(f"{cls.__name__} is not a Trainer of transformers or minitrainer, or not yet built")
         else:
             classes = _trainer_classes_of(self._library)
@@ -64,6 +66,7 @@ class Session:
             except OSError as error:
                 raise UsageError(f"the trace {self.path} can't be written: {error.strerror or error}") from error
 
+        begun = time.perf_counter()
         observer.attach(classes, open_recorder)
         self.observer, self.recorder = observer, observer.recorder
         if self._target is not None:
@@ -73,6 +76,7 @@ class Session:
             observer.announce(watched)
         else:
             _instrument_new_subclasses(observer, classes)
+        self.recorder.slow_us += (time.perf_counter() - begun) * 1e6
         return self
 
     def stop(self) -> None:
