@@ -92,23 +92,23 @@ def options(folder: str, steps: int) -> dict[str, Any]:
 
 
 def train_with_ours(make_model: Callable[[], nn.Module], samples: list[Any], steps: int, folder: str) -> float:
-    """Seconds of `train` of minitrainer's Trainer."""
+    """Seconds that minitrainer's Trainer takes for the steps."""
     import minitrainer
 
     arguments = minitrainer.TrainingArguments(no_cuda=True, **options(folder, steps))
     trainer = minitrainer.Trainer(make_model(), arguments, train_dataset=samples)
     trainer.remove_callback(minitrainer.PrinterCallback)
-    return timed(trainer.train)
+    return seconds_of_steps(trainer, minitrainer.TrainerCallback)
 
 
 def train_with_upstream(make_model: Callable[[], nn.Module], samples: list[Any], steps: int, folder: str) -> float:
-    """Seconds of `train` of the installed transformers' Trainer."""
+    """Seconds that the installed transformers' Trainer takes for them."""
     fields = transformers.TrainingArguments.__dataclass_fields__
     on_cpu = {"use_cpu": True} if "use_cpu" in fields else {"no_cuda": True}
     arguments = transformers.TrainingArguments(**on_cpu, **options(folder, steps))
     trainer = transformers.Trainer(make_model(), arguments, train_dataset=samples)
     trainer.remove_callback(transformers.PrinterCallback)
-    return timed(trainer.train)
+    return seconds_of_steps(trainer, transformers.TrainerCallback)
 
 
 def train_by_hand(make_model: Callable[[], nn.Module], samples: list[Any], steps: int, folder: str) -> float:
@@ -119,42 +119,48 @@ def train_by_hand(make_model: Callable[[], nn.Module], samples: list[Any], steps
     optimizer = torch.optim.AdamW([{"params": decaying}, {"params": others}], lr=5e-5, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
 
-    def run() -> None:
-        loader: DataLoader[Any] = DataLoader(
-            samples,  # type: ignore[arg-type]
-            batch_size=MICRO_BATCH,
-            sampler=RandomSampler(samples),
-            collate_fn=transformers.default_data_collator,
-        )
-        done, loss_sum = 0, torch.tensor(0.0)
-        while done < steps:
-            for batch in loader:
-                model.train()
-                loss = model(**batch)["loss"]
-                loss.backward()
-                if torch.isfinite(loss):
-                    loss_sum += loss.detach()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                scheduler.step()
-                model.zero_grad()
-                done += 1
-                if done == steps:
-                    break
+    loader: DataLoader[Any] = DataLoader(
+        samples,  # type: ignore[arg-type]
+        batch_size=MICRO_BATCH,
+        sampler=RandomSampler(samples),
+        collate_fn=transformers.default_data_collator,
+    )
+    done, loss_sum = 0, torch.tensor(0.0)
+    gc.collect()
+    began = time.process_time()
+    while done < steps:
+        for batch in loader:
+            model.train()
+            loss = model(**batch)["loss"]
+            loss.backward()
+            if torch.isfinite(loss):
+                loss_sum += loss.detach()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            model.zero_grad()
+            done += 1
+            if done == steps:
+                break
+    return time.process_time() - began
 
-    return timed(run)
 
-
-def timed(function: Callable[[], Any]) -> float:
-    """Seconds of processor time that one call takes, with the garbage of earlier ones out of the way.
+def seconds_of_steps(trainer: Any, callback_class: type) -> float:
+    """Seconds of processor time between the first and the last event of `train`.
 
     Not of the clock on the wall: with one thread the two agree on an idle machine, and on a busy one only this means
-    anything.
+    anything. What `train` does before (a collection of garbage, the optimizer) takes as long for one step as for a
+    million; both Trainers share it.
     """
-    gc.collect()
-    start = time.process_time()
-    function()
-    return time.process_time() - start
+    moments: list[float] = []
+
+    def note(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        moments.append(time.process_time())
+
+    trainer.add_callback(type("Clock", (callback_class,), {"on_train_begin": note, "on_train_end": note})())
+    trainer.train()
+    began, ended = moments
+    return ended - began
 
 
 def main() -> None:
