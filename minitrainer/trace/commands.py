@@ -135,8 +135,8 @@ def _print_head(screen: Screen, run: Run, shown: Reading) -> None:
     from minitrainer.trace.render.escape import printable
 
     screen.text(words.heading(shown.head), "head")
-    for point, reason in shown.head.unhooked.items():
-        screen.text(f"not hooked: {printable(point)} ({printable(reason)})", "note")
+    for line in words.unhooked(shown.head):
+        screen.text(line, "note")
     for finding in run.findings:
         screen.text(f"note: {printable(finding)}", "note")
 
@@ -247,7 +247,7 @@ def explain_loss(trace: str | os.PathLike[str], step: int, rank: int | None = No
             ordered = {first: joined[first], **joined}
             explained, follows = sentences(ordered, run.world_size)
             for line in explained:
-                screen.line([(line, "")], "", "     ")
+                screen.line([(line, "")], "", "     " if line.startswith(" ") else "")
             return 0 if follows else 1
     if not logged:
         raise UsageError(f"{run.path} holds no logged training loss")

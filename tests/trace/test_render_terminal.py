@@ -176,6 +176,37 @@ def test_group_over_two_epochs_is_one_step_that_begins_twice() -> None:
     assert text.count("step 1") == 2 and text.count("step 2") == 1
 
 
+def test_group_that_is_fetched_at_once_belongs_to_its_step() -> None:
+    """From 4.46 on a group is fetched before its first event; a fetch at the end of the data is no step."""
+
+    def call(method: str) -> list[Record]:
+        return [events.Call(method=method, cls="Trainer", depth=1), events.Return(method=method, depth=1)]
+
+    def event(name: str, step: int) -> list[Record]:
+        return [events.Event(event=name, step=step, epoch=0.0), events.EventEnd(event=name)]
+
+    records: list[Record] = [events.Call(method="_inner_training_loop", cls="Trainer", depth=0)]
+    records += event("on_epoch_begin", 0)
+    for step in range(3):
+        records += call("get_batch_samples") + event("on_step_begin", step) + call("training_step")
+        records += event("on_step_end", step + 1)
+    records += call("get_batch_samples") + event("on_epoch_end", 3)
+    assert tree_text(records) == (
+        "_inner_training_loop  … the trace stops in here\n"
+        "└─ epoch 1  … the trace stops in here\n"
+        "   ├─ on_epoch_begin\n"
+        "   ├─ step 1\n"
+        "   │  ├─ get_batch_samples\n"
+        "   │  ├─ on_step_begin\n"
+        "   │  ├─ micro-batch 1\n"
+        "   │  │  └─ training_step\n"
+        "   │  └─ on_step_end\n"
+        "   ├─ steps 2, 3 alike\n"
+        "   ├─ get_batch_samples\n"
+        "   └─ on_epoch_end\n"
+    )
+
+
 # -- what is asked for ---------------------------------------------------------------
 
 
@@ -350,8 +381,8 @@ def test_exceptions_are_told_where_they_pass() -> None:
         "├─ on_step_end\n"
         "│  ├─ Mine\n"
         "│  │  └─ left by ValueError: no\n"
-        "│  └─ left by ValueError: no\n"
-        "└─ left by ValueError: no\n"
+        "│  └─ left by ValueError\n"
+        "└─ left by ValueError\n"
     )
 
 

@@ -86,9 +86,9 @@ def _average(record: events.Loss, averages: lossmath.Averages) -> list[str]:
         lines.append("The logged value is another one, because")
         lines += [f"  - {reason}" for reason in averages.reasons]
     else:
-        lines.append(
-            "The logged value is that average: all micro-batches are of one size and all groups are complete."
-        )
+        # Sums on the rank are float32's; the average here is not.
+        rounding = "" if averages.per_sample == as_float(record.logged) else ", but for the rounding of float32"
+        lines.append(f"The logged value is that average{rounding}: micro-batches of one size, complete groups.")
     return lines
 
 

@@ -91,6 +91,8 @@ def _what_ran(run: Run, collected: _Collected) -> list[str]:
     lines = [f"# {markdown(head.scenario or 'A trace')}", ""]
     versions = ", ".join(map(markdown, words.versions(head))) or "an unknown version"
     lines += [f"A recorded run with {versions}, on {counted(run.world_size, 'rank')}.", ""]
+    for line in words.unhooked(head):
+        lines += [f"{markdown(line)}.", ""]
     for line in [line for reading in run.readings.values() for line in ending(reading)]:
         lines += [f"**{markdown(line)}**", ""]
     for trainer in collected.trainers:

@@ -7,7 +7,7 @@ from collections import Counter
 from minitrainer.trace import events
 from minitrainer.trace.render.escape import printable
 from minitrainer.trace.render.side_by_side import table
-from minitrainer.trace.render.words import counted, duration, size
+from minitrainer.trace.render.words import counted, duration, size, unhooked
 from minitrainer.trace.rows import Reading
 
 MOST_METHODS = 30
@@ -106,10 +106,7 @@ class Statistics:
             lines.append(f"the recorder took {duration(end.cost_us)}{share}{per_row}")
         if end is not None and end.dropped:
             lines.append(f"{end.dropped:,} rows could not be written and are missing")
-        head = reading.head
-        if head.unhooked:
-            lines += [f"not hooked: {printable(name)} ({printable(why)})" for name, why in head.unhooked.items()]
-        return lines
+        return lines + unhooked(reading.head)
 
     def _call_rows(self) -> list[list[str]]:
         if not self.total_us:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 from minitrainer.trace import events, lossmath
 
 ONLY: dict[str, tuple[type[events.Record], ...]] = {
@@ -29,6 +31,9 @@ MOST_SHAPES = 100
 
 LONGEST_CYCLE = 12
 """Runs of alike steps that can make up a pattern that repeats (a log every 5 steps makes patterns of two runs)."""
+
+COUNTING = frozenset({"floating_point_ops", "_track_num_input_tokens"})
+"""Methods that count what a micro-batch cost, after its `training_step` and before its `on_substep_end`."""
 
 FOLDED = frozenset({"epoch", "step", "micro-batch", "batch"})
 """Nodes without rows of their own."""
@@ -55,7 +60,9 @@ class Node:
         count: how many neighbours of one shape this node stands for.
         second_number, second_loss: number and first logged loss of the first one folded into it.
         like: number of the earlier node of this shape that is shown in full; `children` is then empty.
-        is_complete: False for a step whose optimizer step never came in it.
+        is_complete: False for a step that never came to its `on_step_end`.
+        is_done: of a step: it has begun; of a micro-batch or batch: its main call has returned; of an epoch: it had its
+            `on_epoch_end`.
         is_open: the trace stops inside it.
         is_cut: left without children because too many shapes are shown already.
         began_us: time at its start; `took_us` sums over the folded ones, None where the trace holds no times.
@@ -115,7 +122,7 @@ class TreeBuilder:
         self.epoch = 0
         self.step = 0
         self.is_in_range = steps is None
-        self.loss_value: Any = None
+        self.told: tuple[str, str] | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.Call: self._call,
             events.Return: self._return,
@@ -141,6 +148,8 @@ class TreeBuilder:
         kind = type(record)
         if kind is events.Head or kind is events.End:
             return
+        if kind is not events.Raise:
+            self.told = None
         handler = self._handlers.get(kind)
         if handler is None:
             self._leaf(record)
@@ -175,8 +184,10 @@ class TreeBuilder:
                 self._begin_micro_batch(record.at)
         elif method == "prediction_step":
             self._begin_batch(record.at, is_call=True)
-        elif top.kind == "micro-batch" and top.is_done and method != "floating_point_ops":
+        elif top.kind == "micro-batch" and top.is_done and method not in COUNTING:
             self._close("micro-batch", record.at)
+        if method == "get_batch_samples":
+            self._begin_group(record.at)
         if self.stack[-1].kind == "epoch" and self.stack[-1].is_done and method != "_maybe_log_save_evaluate":
             self._close("epoch", record.at)
         self._open("call", record, ("call", method, record.cls, record.part))
@@ -204,6 +215,7 @@ class TreeBuilder:
             if top.kind != "step" or top.is_complete:
                 self._close("step", record.at)
                 self._begin_step(record.at)
+            self.stack[-1].is_done = True
         elif name == "on_epoch_begin":
             self._close("step", record.at)
             self._close("epoch", record.at)
@@ -242,7 +254,10 @@ class TreeBuilder:
 
     def _raise(self, record: events.Raise) -> None:
         self.ledger.see(record)
-        self._leaf(record)
+        # An exception passes through many scopes: its message is told in the innermost one.
+        told = (record.error, record.message)
+        self._leaf(msgspec.structs.replace(record, message="") if told == self.told else record)
+        self.told = told
         self._close(record.scope if record.scope in ("call", "event", "callback") else "call", record.at)
 
     def _samples(self, record: events.Samples) -> None:
@@ -293,6 +308,14 @@ class TreeBuilder:
 
     # -- epochs, steps, micro-batches -------------------------------------------------
 
+    def _begin_group(self, at: int | None) -> None:
+        """Versions from 4.46 on fetch the micro-batches of a whole group before its `on_step_begin`."""
+        if self.stack[-1].kind == "step" and self.stack[-1].is_complete:
+            self._close("step", at)
+        top = self.stack[-1]
+        if top.kind == "epoch" or (top.kind == "call" and top.record.method == "_run_epoch"):
+            self._begin_step(at)
+
     def _begin_step(self, at: int | None) -> None:
         number = self.step + 1
         if self.steps is not None:
@@ -312,6 +335,7 @@ class TreeBuilder:
         if top.kind != "step":
             self._begin_step(at)
             top = self.stack[-1]
+        top.is_done = True
         done = sum(child.count for child in top.children if isinstance(child, Node) and child.kind == "micro-batch")
         self._open("micro-batch", None, ("micro-batch",), at, done + 1)
 
@@ -373,6 +397,11 @@ class TreeBuilder:
                     return
             if not node.children:
                 return  # nothing of it is wanted
+            if node.kind == "step" and not node.is_done:
+                # A group was fetched, and the data were at their end: no step at all.
+                parent.children += node.children
+                parent.signatures += node.signatures
+                return
         elif not node.is_wanted:
             parent.children += node.children
             parent.signatures += node.signatures

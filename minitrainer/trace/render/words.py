@@ -279,6 +279,14 @@ def versions(head: events.Head) -> list[str]:
     return [f"{name} {head.versions[name]}" for name in names]
 
 
+def unhooked(head: events.Head) -> list[str]:
+    """Return what could not be hooked, points with the same reason on one line."""
+    points: dict[str, list[str]] = {}
+    for point, reason in head.unhooked.items():
+        points.setdefault(reason, []).append(printable(point))
+    return [f"not hooked ({printable(reason)}): {', '.join(names)}" for reason, names in points.items()]
+
+
 def trainer_lines(record: events.TrainerBegin) -> list[str]:
     """Return who is under observation: class, model, arguments that differ from their defaults, callbacks."""
     classes = " ← ".join(printable(name) for name in record.classes)
