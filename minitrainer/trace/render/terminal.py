@@ -154,9 +154,18 @@ def _items(children: list[Any]) -> Iterator[Any]:
             idle = []
         yield child
         if is_node and child.count > 1 and child.like is None and child.kind in PLURALS and not child.is_cut:
-            yield _alike_line(child)
+            yield _Alike(child)
     if idle:
         yield _idle_line(idle)
+
+
+class _Alike:
+    """The neighbours that were folded into a node."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node):
+        self.node = node
 
 
 def _idle_line(callbacks: list[Node]) -> Line:
@@ -187,6 +196,8 @@ class _Layout:
             return item, []
         if isinstance(item, Node):
             return self._label(item), item.children
+        if isinstance(item, _Alike):
+            return self._alike_line(item.node), []
         if isinstance(item, Cycle):
             return _cycle_line(item), []
         if isinstance(item, Explained):
@@ -216,20 +227,26 @@ class _Layout:
             line += [(f" like {node.kind} {node.like}", "dim")]
             if not node.is_complete and node.kind == "step":
                 line.append((", not completed here", "note"))
-            return line + _losses(node.first_loss, node.last_loss) + self._time(node)
+            return line + _losses(node.first_loss, node.last_loss) + self._time(node, node.took_us, node.count)
         if node.is_cut:
             line = [*_several(node.kind, node.number, node.last_number, node.count)]
             return [*line, (f" of another shape (--step {node.number} shows it)", "dim")]
         line = [(f"{node.kind} {node.number}", "part")]
         if node.kind == "step" and not node.is_complete and not node.is_open:
             line.append((", begun and not completed here", "note"))
-        last = node.first_loss if node.count > 1 else node.last_loss
-        return line + _losses(node.first_loss, last) + self._time(node)
+        if node.count == 1:
+            return line + _losses(node.first_loss, node.last_loss) + self._time(node, node.took_us, 1)
+        return line + _losses(node.first_loss, node.own_last_loss) + self._time(node, node.own_us, 1)
 
-    def _time(self, node: Node) -> Line:
-        if node.took_us is None or node.kind not in ("epoch", "step") or not self.show_times:
+    def _alike_line(self, node: Node) -> Line:
+        """The line for the neighbours that were folded into `node`, which itself stands above it."""
+        line = [*_several(node.kind, node.second_number, node.last_number, node.count - 1), (" alike", "dim")]
+        return line + _losses(node.second_loss, node.last_loss) + self._time(node, node.took_us, node.count - 1)
+
+    def _time(self, node: Node, took_us: int | None, count: int) -> Line:
+        if took_us is None or node.kind not in ("epoch", "step") or not self.show_times:
             return []
-        return [(f"  · {duration(node.took_us / node.count)}{' each' if node.count > 1 else ''}", "dim")]
+        return [(f"  · {duration(took_us / count)}{' each' if count > 1 else ''}", "dim")]
 
 
 def _several(kind: str, first: int, last: int, count: int) -> Line:
@@ -241,12 +258,6 @@ def _several(kind: str, first: int, last: int, count: int) -> Line:
     if last - first + 1 == count:
         return [(f"{PLURALS[kind]} {first}–{last}", "part")]
     return [(f"{PLURALS[kind]} {first} … {last}", "part"), (f" ({count} of them)", "dim")]
-
-
-def _alike_line(node: Node) -> Line:
-    """The line for the neighbours that were folded into `node`, which itself stands above it."""
-    several = _several(node.kind, node.second_number, node.last_number, node.count - 1)
-    return [*several, (" alike", "dim"), *_losses(node.second_loss, node.last_loss)]
 
 
 def _cycle_line(cycle: Cycle) -> Line:

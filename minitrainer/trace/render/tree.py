@@ -59,20 +59,22 @@ class Node:
         number: of the epoch, step, …; `last_number` is that of the last one folded into this node.
         count: how many neighbours of one shape this node stands for.
         second_number, second_loss: number and first logged loss of the first one folded into it.
+        own_last_loss, own_us: `last_loss` and `took_us` of the node itself, where others are folded into it.
         like: number of the earlier node of this shape that is shown in full; `children` is then empty.
         is_complete: False for a step that never came to its `on_step_end`.
-        is_done: of a step: it has begun; of a micro-batch or batch: its main call has returned; of an epoch: it had its
+        is_done: of a step: it has begun; of a micro-batch or batch: its main call returned; of an epoch: it had its
             `on_epoch_end`.
         is_open: the trace stops inside it.
         is_cut: left without children because too many shapes are shown already.
-        began_us: time at its start; `took_us` sums over the folded ones, None where the trace holds no times.
+        began_us: time at its start, None where the trace holds no times.
+        took_us: its duration, or the sum over those folded into it.
         first_loss, last_loss: losses logged in it.
     """
 
     __slots__ = (
         "kind", "record", "children", "signatures", "signature", "number", "last_number", "second_number", "count",
         "like", "is_complete", "is_done", "is_open", "is_cut", "is_wanted", "began_us", "took_us",
-        "first_loss", "second_loss", "last_loss",
+        "first_loss", "second_loss", "last_loss", "own_last_loss", "own_us",
     )  # fmt: skip
 
     def __init__(self, kind: str, record: Any, signature: Any, is_wanted: bool, at: int | None, number: int = 0):
@@ -90,6 +92,8 @@ class Node:
         self.took_us: int | None = None
         self.first_loss: Any = None
         self.second_loss: Any = None
+        self.own_last_loss: Any = None
+        self.own_us: int | None = None
         self.last_loss: Any = None
 
 
@@ -424,8 +428,11 @@ class TreeBuilder:
             return False  # who asks for some steps wants to see them
         last.count += 1
         last.last_number = node.number
-        if last.count == 2:
+        if last.count == 2 and last.like is None:
+            # The first one is shown by itself: what follows is told of the others alone.
             last.second_number, last.second_loss = node.number, node.first_loss
+            last.own_last_loss, last.own_us = last.last_loss, last.took_us
+            last.took_us = 0 if last.took_us is not None else None
         last.last_loss = node.last_loss if node.last_loss is not None else last.last_loss
         if last.took_us is not None and node.took_us is not None:
             last.took_us += node.took_us
