@@ -1,6 +1,6 @@
 """transformers.Trainer 4.31.0 that you can read, watch and compare.
 
-    from minitrainer import Trainer, TrainingArguments      # in place of: from transformers import …
+    from minitrainer import Trainer, TrainingArguments      # one word changes: it was "from transformers import"
     python -m minitrainer.trace run_glue                    # watch it train
 
 Importing the package imports nothing else. Each name below is fetched from its file when it is first used (PEP 562),
@@ -30,7 +30,14 @@ _NAMES_BY_FILE = {
     ),
     "notebook": ("NotebookProgressCallback",),
     "reporters": (
+        "AzureMLCallback",
+        "ClearMLCallback",
+        "CodeCarbonCallback",
+        "CometCallback",
+        "DagsHubCallback",
+        "FlyteCallback",
         "MLflowCallback",
+        "NeptuneCallback",
         "TensorBoardCallback",
         "WandbCallback",
         "get_reporting_integration_callbacks",
@@ -77,15 +84,27 @@ _FILE_BY_NAME = {name: file for file, names in _NAMES_BY_FILE.items() for name i
 __all__ = [*_FILE_BY_NAME]  # noqa: PLE0604 - strings, although not written out
 
 
+# Upstream's files whose twins stand here. A name of theirs that is not offered above is missing, not to be lent.
+_UPSTREAMS_OWN = ("transformers.trainer", "transformers.training_args", "transformers.integrations")
+
+
 def __getattr__(name: str) -> Any:
-    """Fetch a name from its file, once.
+    """Fetch a name from its file, once; a name that has nothing to do with the Trainer comes from transformers.
+
+    So one word changes in a script: `from transformers import AutoTokenizer, Trainer` becomes `from minitrainer import
+    AutoTokenizer, Trainer`.
 
     Raises:
-        AttributeError: for a name that is not offered.
+        AttributeError: for a name that neither side has, or that only upstream's Trainer has.
     """
-    if name not in _FILE_BY_NAME:
-        raise AttributeError(f"module 'minitrainer' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_FILE_BY_NAME[name]}", __name__), name)
+    if name in _FILE_BY_NAME:
+        value = getattr(importlib.import_module(f".{_FILE_BY_NAME[name]}", __name__), name)
+    else:
+        if name.startswith("_"):  # Python itself asks for such names; that must not import anything
+            raise AttributeError(f"module 'minitrainer' has no attribute {name!r}")
+        value = getattr(importlib.import_module("transformers"), name, None)
+        if value is None or str(getattr(value, "__module__", "")).startswith(_UPSTREAMS_OWN):
+            raise AttributeError(f"module 'minitrainer' has no attribute {name!r}")
     globals()[name] = value  # from now on found without coming here
     return value
 
