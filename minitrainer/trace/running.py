@@ -68,7 +68,7 @@ def main(what: str, options_before: list[str], words: list[str]) -> int:
         *rest,
     ]
     began = time.perf_counter()
-    with _progress(options, out, is_scenario):
+    with _progress(options, out):
         status = _start(command, place, options.nproc, options.trust_checkpoints or _resumes_its_own(what))
     if status == 0 or any(out.glob("rank*.rows")):
         _report(out, options, time.perf_counter() - began)
@@ -129,9 +129,9 @@ def _parser(what: str, is_scenario: bool) -> argparse.ArgumentParser:
     view.add_argument("--rank", type=int, metavar="R", help="only this rank")
     view.add_argument(
         "--live",
-        action=argparse.BooleanOptionalAction,
-        help="show progress while it records, from a process of its own that reads the recording. Default: for a "
-        "scenario on a terminal",
+        action="store_true",
+        help="show one line of progress while it records (a process of its own reads the recording: the run is not "
+        "slowed); a script with a bar of its own needs none",
     )
     view.add_argument("--quiet", action="store_true", help="show nothing but where the trace is")
     parser.add_argument("--debug", action="store_true", help="show the stack of an error")
@@ -256,12 +256,9 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _progress(options: argparse.Namespace, out: Path, is_scenario: bool) -> AbstractContextManager[None]:
-    """What shows the progress while the run goes on. A script may draw a bar of its own: there it is on demand."""
-    wanted = options.live
-    if wanted is None:
-        wanted = is_scenario and not options.quiet and sys.stderr.isatty()
-    if not wanted or os.environ.get("RANK", "0") != "0":
+def _progress(options: argparse.Namespace, out: Path) -> AbstractContextManager[None]:
+    """What shows the progress while the run goes on."""
+    if not options.live or os.environ.get("RANK", "0") != "0":
         return nullcontext()
     from .render import live
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -213,6 +214,17 @@ def test_following_a_growing_recording_tells_the_logs(tmp_path: Path) -> None:
     assert all("loss=" in line for line in told)
 
 
+def test_following_ends_when_the_recording_process_is_gone(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    process = {"pid": gone.pid, "host": socket.gethostname()}
+    records = made.replaced(made.without_end(sample_trace(), 40), events.Head, process=process)
+    made.write(records, tmp_path)
+    output = io.StringIO()
+    live.follow(tmp_path, output)  # returns, though there is no End
+    assert "step" not in output.getvalue() or "loss=" in output.getvalue()
+
+
 def test_watching_ends_with_the_block(tmp_path: Path) -> None:
     made.write(sample_trace(), tmp_path)
     began = time.perf_counter()
@@ -226,6 +238,23 @@ def test_progress_line() -> None:
     for record in sample_trace(steps=4)[:-8]:
         progress.add(record)
     assert "step 4" in progress.line() and "loss 0.3125" in progress.line()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_status_line_is_rewritten_in_place_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "50")
+    made.write(sample_trace(steps=6, logging_steps=2), tmp_path)
+    output = Terminal()
+    live.follow(tmp_path, output)
+    *_, last = output.getvalue().split("\r\x1b[K")
+    shown = output.getvalue().split("\r\x1b[K")[-2]
+    assert shown.startswith("rank 0 · step 6 · epoch 1.00 · loss 0.3125 · done")
+    assert shown.endswith("\r") and len(shown) <= 50 and last == ""
 
 
 def test_every_command_has_help() -> None:

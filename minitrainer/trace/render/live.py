@@ -9,11 +9,13 @@ second. On a terminal one line is kept up to date; in a pipe there is a line for
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -80,42 +82,73 @@ class Progress:
 
 
 def follow(folder: Path, output: TextIO | None = None, parent: int | None = None) -> None:
-    """Show the progress of the recordings in `folder` until all are complete.
+    """Show the progress of the recordings in `folder` until all are complete, or their processes are gone.
 
     Args:
         folder: of a run; it may still be empty.
         output: where to; standard error by default, so that a pipe gets the result alone.
-        parent: process whose end ends this one as well.
+        parent: process that is recording and writes to the same terminal: the logs that it prints are not told again,
+            and its end ends this one as well.
     """
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    console = Console(file=output or sys.stderr, highlight=False, markup=False, emoji=False)
+    output = output or sys.stderr
+    status = _StatusLine(output)
     tails: dict[Path, tuple[Follower, Progress]] = {}
-    with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else _nothing() as live:
+    try:
         while parent is None or os.getppid() == parent:
             _find_new(folder, tails)
             for tail, progress in tails.values():
                 for record in tail.look():
                     progress.add(record)
-                for news in progress.news:
-                    # With several ranks the first speaks for all: they log the same values.
-                    if progress is next(iter(tails.values()))[1]:
-                        console.print(Text(printable(news)), soft_wrap=True)
+                # With several ranks the first speaks for all: they log the same values.
+                is_first = progress is next(iter(tails.values()))[1]
+                if is_first and not (status.is_terminal and parent is not None):
+                    status.clear()
+                    output.writelines(printable(news) + "\n" for news in progress.news)
                 progress.news.clear()
-            if live is not None:
-                live.update(Text("\n".join(progress.line() for _, progress in tails.values())), refresh=True)
-            if tails and all(tail.is_over for tail, _ in tails.values()):
+            status.show("   ".join(progress.line() for _, progress in tails.values()))
+            if tails and all(tail.is_over or _is_gone(tail.head) for tail, _ in tails.values()):
                 break
             time.sleep(SECONDS_BETWEEN_LOOKS)
-    for tail, _ in tails.values():
-        tail.close()
+    finally:
+        status.clear()
+        for tail, _ in tails.values():
+            tail.close()
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
+def _is_gone(head: events.Head) -> bool:
+    """Whether the process that recorded is known to have ended: it ran on this machine, and is not there."""
+    process = head.process or {}
+    pid = process.get("pid")
+    if process.get("host") != socket.gethostname() or type(pid) is not int:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+class _StatusLine:
+    """One line at the bottom of a terminal, rewritten in place; nothing at all in a pipe.
+
+    The cursor is left at its beginning, so that what another process prints there replaces it instead of following it.
+    """
+
+    def __init__(self, output: TextIO):
+        self.output = output
+        self.is_terminal = output.isatty() and os.environ.get("TERM") != "dumb"
+
+    def show(self, text: str) -> None:
+        if self.is_terminal and text:
+            width = shutil.get_terminal_size().columns
+            self.output.write("\r\x1b[K" + printable(text)[: width - 1] + "\r")
+        self.output.flush()
+
+    def clear(self) -> None:
+        if self.is_terminal:
+            self.output.write("\r\x1b[K")
 
 
 def _find_new(folder: Path, tails: dict[Path, tuple[Follower, Progress]]) -> None:
@@ -136,9 +169,8 @@ def watching(folder: str | os.PathLike[str]) -> Iterator[None]:
         try:
             yield
             # The last rows are in the file by now; the watcher ends by itself when it has seen them.
-            process.wait(timeout=4 * SECONDS_BETWEEN_LOOKS)
-        except subprocess.TimeoutExpired:
-            pass
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=4 * SECONDS_BETWEEN_LOOKS)
         finally:
             process.terminate()
 
@@ -148,5 +180,7 @@ if __name__ == "__main__":
         follow(Path(sys.argv[1]), parent=int(sys.argv[2]) if len(sys.argv) > 2 else None)
     except KeyboardInterrupt:
         sys.exit(130)
+    except UsageError as error:
+        sys.exit(f"progress: {error}")
 
 # Read next: commands.py, which offers all of this on the command line.
