@@ -42,23 +42,28 @@ class Mutant:
         build: Makes the library, when the real one is importable.
         case: A case in which it shows.
         found_as: A part of the message that must report it.
+        kind: Which kind of drawn cases must find it too.
     """
 
     name: str
     build: Callable[[], Library]
     case: Case
     found_as: str
+    kind: str
 
 
 MUTANTS: list[Mutant] = []
 
 
-def mutant(found_as: str, case: Case) -> Callable[[Callable[[Any], dict[str, Any]]], Callable[[Any], dict[str, Any]]]:
+def mutant(
+    found_as: str, case: Case, kind: str = "training"
+) -> Callable[[Callable[[Any], dict[str, Any]]], Callable[[Any], dict[str, Any]]]:
     """Register a function that gives the members by which a mutant differs.
 
     Args:
         found_as: A part of the message that must report it.
         case: A case in which it shows.
+        kind: Which kind of drawn cases must find it too.
     """
 
     def register(members: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
@@ -69,7 +74,7 @@ def mutant(found_as: str, case: Case) -> Callable[[Callable[[Any], dict[str, Any
             trainer = type("Trainer", (real.Trainer,), given)
             return dataclasses.replace(real, name=members.__name__, Trainer=trainer, TrainingArguments=arguments)
 
-        MUTANTS.append(Mutant(members.__name__, build, case, found_as))
+        MUTANTS.append(Mutant(members.__name__, build, case, found_as, kind))
         return members
 
     return register
@@ -255,7 +260,7 @@ def evaluation_consumes_a_numpy_number(real: Any) -> dict[str, Any]:
     return {"evaluation_loop": evaluation_loop}
 
 
-@mutant("float64", Case(metrics="digest", calls=("predict",)))
+@mutant("float64", Case(metrics="digest", calls=("predict",)), kind="evaluation")
 def predictions_in_double(real: Any) -> dict[str, Any]:
     """Predictions come in another number type."""
 
@@ -266,7 +271,7 @@ def predictions_in_double(real: Any) -> dict[str, Any]:
     return {"predict": predict}
 
 
-@mutant("eval_rows", Case(metrics="digest", calls=("evaluate",)))
+@mutant("eval_rows", Case(metrics="digest", calls=("evaluate",)), kind="evaluation")
 def metrics_keep_numpy_types(real: Any) -> dict[str, Any]:
     """A metric stays a NumPy number."""
 
@@ -289,7 +294,7 @@ def one_forward_too_many(real: Any) -> dict[str, Any]:
     return {"prediction_step": prediction_step}
 
 
-@mutant("eval_loss", Case(calls=("evaluate",)))
+@mutant("eval_loss", Case(calls=("evaluate",)), kind="evaluation")
 def loss_off_by_one_bit(real: Any) -> dict[str, Any]:
     """The evaluation loss differs in its last bit."""
 
@@ -387,19 +392,19 @@ def best_model_not_loaded(real: Any) -> dict[str, Any]:
 RESUMED = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2, "num_train_epochs": 1}
 
 
-@mutant("random", Case(model="classifier", dropout=0.3, args=RESUMED, resume=0))
+@mutant("random", Case(model="classifier", dropout=0.3, args=RESUMED, resume=0), kind="resume")
 def random_state_not_restored(real: Any) -> dict[str, Any]:
     """A resumed run does not go on with the random numbers of the checkpoint."""
     return {"_load_rng_state": lambda self, checkpoint: None}
 
 
-@mutant("parameters", Case(args=RESUMED | {"learning_rate": 0.1}, resume=0))
+@mutant("parameters", Case(args=RESUMED | {"learning_rate": 0.1}, resume=0), kind="resume")
 def optimizer_not_restored(real: Any) -> dict[str, Any]:
     """A resumed run starts with an empty optimizer."""
     return {"_load_optimizer_and_scheduler": lambda self, checkpoint: None}
 
 
-@mutant("random", Case(args=RESUMED, resume=0))
+@mutant("random", Case(args=RESUMED, resume=0), kind="resume")
 def skipped_data_not_skipped(real: Any) -> dict[str, Any]:
     """A resumed run sees the data of the checkpointed epoch again."""
 
@@ -427,7 +432,7 @@ def checkpoints_lost_after_a_crash(real: Any) -> dict[str, Any]:
 # -- failures and the rest -------------------------------------------------------------------------------------------
 
 
-@mutant("RuntimeError", Case(train="none"))
+@mutant("RuntimeError", Case(train="none"), kind="invalid")
 def failure_of_another_class(real: Any) -> dict[str, Any]:
     """The error has another class."""
 
@@ -440,7 +445,7 @@ def failure_of_another_class(real: Any) -> dict[str, Any]:
     return {"train": train}
 
 
-@mutant("leaves out ['train_dataset']", Case(train="none"))
+@mutant("leaves out ['train_dataset']", Case(train="none"), kind="invalid")
 def failure_without_the_name(real: Any) -> dict[str, Any]:
     """The error no longer names the argument."""
 
@@ -453,7 +458,7 @@ def failure_without_the_name(real: Any) -> dict[str, Any]:
     return {"train": train}
 
 
-@mutant("failure", Case(train="none"))
+@mutant("failure", Case(train="none"), kind="invalid")
 def failure_swallowed(real: Any) -> dict[str, Any]:
     """What must fail passes."""
 
