@@ -90,6 +90,15 @@ def test_a_pretrained_model_from_a_folder_is_used(tmp_path: Path) -> None:
     assert max(rates) <= 5e-5, "a pretrained model must not get the rate of one that starts from nothing"
 
 
+def test_a_pretrained_model_with_another_head_gets_one_line(tmp_path: Path) -> None:
+    tokenizer, model = models.small_model(AutoModelForSequenceClassification, "bert", num_labels=3)
+    tokenizer.save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match="cannot load a model from the folder") as error:
+        run("run_glue", tmp_path / "out", "--model_name_or_path", str(tmp_path / "model"))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_the_users_own_files_are_read(kind: str, tmp_path: Path) -> None:
     rows = [{"sentence": f"sentence number {number}", "label": number % 2} for number in range(8)]

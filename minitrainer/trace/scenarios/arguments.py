@@ -125,7 +125,12 @@ def parse(
 
     # -- all of them ---
     parser = _OneLineParser(
-        (*own_types, training_type), prog=name, description=description, epilog=_EPILOG, allow_abbrev=False
+        (*own_types, training_type),
+        prog=name,
+        usage="%(prog)s [args.json] [--name value ...]",  # argparse would list 130 flags before the first sentence.
+        description=description,
+        epilog=_EPILOG,
+        allow_abbrev=False,
     )
     known = {field.name for each in (*own_types, training_type) for field in dataclasses.fields(each) if field.init}
     defaults = translated(choose_defaults(*own), known)
@@ -181,7 +186,7 @@ def _explain_unknown(unknown: list[str], known: set[str], library: ModuleType) -
     flag = next((word for word in unknown if word.startswith("--")), None)
     if flag is None:
         return f"unexpected word {unknown[0]!r}; arguments are written --name value"
-    name = flag[2:].partition("=")[0]
+    name = flag[2:].partition("=")[0].replace("-", "_")
     owner = f"{library.__name__} {getattr(library, '__version__', '')}".strip()
     newer = RENAMED | REPLACED
     older = {ways.split()[0]: name for name, ways in newer.items()}

@@ -49,7 +49,7 @@ def pretrained_model(auto_class: Any, name: str, instead: str, **config_changes:
         config = AutoConfig.from_pretrained(name, local_files_only=only_local, **config_changes)
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=only_local)
         return tokenizer, auto_class.from_pretrained(name, config=config, local_files_only=only_local)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # The last: weights that don't fit, such as another head.
         if Path(name).is_dir():
             raise UsageError(f"cannot load a model from the folder {name}: {str(error).splitlines()[0]}") from error
         if not only_local:
