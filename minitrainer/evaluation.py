@@ -4,9 +4,9 @@
 events. The loop calls `prediction_step` for each batch and keeps four growing piles: losses, predictions, labels and,
 on request, inputs.
 
-Two flaws of 4.31.0 live here and are kept. The evaluation loss weighs the last batch wrongly on several ranks, and on
-data without length. And `eval_accumulation_steps` does not count batches: any value moves the piles to the CPU after
-every batch. `evaluation_loop` says more about both.
+Two flaws of 4.31.0 live here and are kept. The evaluation loss weighs the last batch wrongly on several ranks. And
+`eval_accumulation_steps` does not count batches: any value moves the piles to the CPU after every batch.
+`evaluation_loop` says more about both.
 """
 
 from __future__ import annotations
@@ -179,9 +179,8 @@ class EvaluationMixin(Attributes):
         """Run the model over one dataloader and gather losses, predictions and labels from all ranks.
 
         **Beware:** the loss is a mean of batch means, each counted `eval_batch_size` times, cut to the number of
-        samples at the end. On one rank, with a data set that has a length, all samples weigh alike. On several ranks
-        the last batch is filled up with samples from the start, and its mean has taken them in before the cut. Without
-        a length nothing is cut, and a short last batch weighs as much as a full one.
+        samples at the end. On one rank all samples weigh alike. On several ranks the last batch is filled up with
+        samples from the start, and its mean has taken them in before the cut.
         **Beware:** any `eval_accumulation_steps` but None moves the piles to the CPU after *every* batch: the count
         is left to `accelerator.sync_gradients`, which is True outside an accumulating training step. Within `train`
         it is whatever the last micro-batch left behind.
@@ -285,7 +284,9 @@ class EvaluationMixin(Attributes):
 
         It is used where `args.use_legacy_prediction_loop` is True, which no argument of the command line sets. Unlike
         its successor it needs a dataloader with a length, counts `eval_accumulation_steps` as batches, and gathers
-        only then. **Beware:** `preprocess_logits_for_metrics` is not called.
+        only then. **Beware:** `preprocess_logits_for_metrics` is not called. And dataloaders that accelerate has
+        prepared name no batch size, so `evaluate` through this loop fails at its first loss, as in 4.31.0; a plain
+        dataloader works.
 
         Args:
             dataloader: with a length.
@@ -299,6 +300,7 @@ class EvaluationMixin(Attributes):
 
         Raises:
             ValueError: if the dataloader has no length.
+            TypeError: if there is a loss, and the dataloader has no batch size to repeat it by.
 
         Writes: callback_handler.eval_dataloader, control, _past
         Events: on_prediction_step
@@ -345,6 +347,11 @@ class EvaluationMixin(Attributes):
         for step, inputs in enumerate(dataloader):
             loss, logits, labels = self.prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
             input_ids = self._prepare_input(inputs["input_ids"]) if args.include_inputs_for_metrics else None
+            if loss is not None and batch_size is None:
+                raise TypeError(
+                    "prediction_loop needs a dataloader with a batch_size; those that accelerate has prepared have "
+                    "none: leave args.use_legacy_prediction_loop unset."
+                )
 
             seen = {
                 "eval_losses": None if loss is None else loss.repeat(batch_size),

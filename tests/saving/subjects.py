@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import minitrainer
 
 EXAMPLES, EVAL_EXAMPLES, TOKENS, VOCABULARY = 24, 13, 8, 50
-# Six steps an epoch, two epochs, a checkpoint every three steps: at 3 and 9 in the middle of an epoch, at 6 between two.
+# Six steps an epoch, two epochs, a checkpoint every three steps: 3 and 9 lie in the middle of an epoch, 6 between.
 STEPS_PER_EPOCH, EPOCHS, SAVE_STEPS = 6, 2, 3
 
 # Clock values: the only numbers of a log that may differ between two runs.
