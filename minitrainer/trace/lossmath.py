@@ -1,8 +1,7 @@
 """Derives every logged loss again from the recorded numbers.
 
 The Trainer's loss is a chain of small operations, each rounded to the precision it ran in. Here the chain is run once
-more, link by link, in that precision, and each link is compared with what was recorded, to the last bit. Nothing is
-imported from torch: float32 is a float64 rounded once, which is exact for one addition, division or multiplication.
+more, link by link, in that precision (rounding.py), and each link is compared with what was recorded, to the last bit.
 
     micro-batch loss  ÷ micro-batches in a group            in the loss's precision
     added up on the rank, one micro-batch after the other   float32
@@ -14,66 +13,12 @@ imported from torch: float32 is a float64 rounded once, which is exact for one a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from ctypes import c_float
-from struct import pack, unpack
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from minitrainer.trace import events
-from minitrainer.trace.events import Number
-
-# -- arithmetic of one precision ------------------------------------------------------
-
-
-def float32(number: float) -> float:
-    """Round to float32; beyond its range the result is infinite, as on a device."""
-    return c_float(number).value
-
-
-def bfloat16(number: float) -> float:
-    """Round to bfloat16 by way of float32, as torch does: the upper half of the bits, to the nearest even."""
-    single = float32(number)
-    if not math.isfinite(single):
-        return single
-    (bits,) = unpack("<I", pack("<f", single))
-    bits += 0x7FFF + (bits >> 16 & 1)
-    return unpack("<f", pack("<I", bits & 0xFFFF0000))[0]
-
-
-def float16(number: float) -> float:
-    """Round to float16 by way of float32."""
-    single = float32(number)
-    if not math.isfinite(single):
-        return single
-    try:
-        return unpack("<e", pack("<e", single))[0]
-    except OverflowError:
-        return math.copysign(math.inf, single)
-
-
-PRECISIONS: dict[str, Callable[[float], float]] = {
-    "float32": float32,
-    "bfloat16": bfloat16,
-    "float16": float16,
-    "float64": float,
-}
-"""Element type, as `Loss.dtype` names it, to the function that rounds to it."""
-
-
-def as_float(number: Number) -> float | None:
-    """Turn a recorded number into a float; None where it is not known or is no number."""
-    try:
-        return None if number is None else float(number)
-    except (ValueError, OverflowError):
-        return None
-
-
-def same(left: float | None, right: float | None) -> bool:
-    """Whether two numbers are equal, where "not a number" equals itself and an unknown number equals nothing."""
-    if left is None or right is None:
-        return False
-    return left == right or (left != left and right != right)
-
+from minitrainer.trace.averages import filtered_losses
+from minitrainer.trace.rounding import PRECISIONS, as_float, float32, mean_of, rounded_for_log, running_sum, same
 
 # -- what a derivation is -------------------------------------------------------------
 
@@ -146,12 +91,12 @@ def derive_loss(
     links += _rank_links(loss, rank, peers, notes)
     gathered = [as_float(number) for number in loss.gathered]
     mean, steps = as_float(loss.mean), loss.steps
-    derived_mean, how = _mean(gathered, mean)
+    derived_mean, how = mean_of(gathered, mean)
     links.append(Link(MEAN_OVER_RANKS, mean, derived_mean, how))
     quotient = None if mean is None else _divide(mean, steps)
     links.append(Link("divided by the steps since the last log", as_float(loss.quotient), quotient, f"÷ {steps}"))
     logged = as_float(loss.logged)
-    rounded, how = _rounding(as_float(loss.quotient), logged)
+    rounded, how = rounded_for_log(as_float(loss.quotient), logged)
     links.append(Link("logged", logged, rounded, how))
     if total is not None:
         links.append(Link("sum of all means so far", as_float(loss.total_before), total, "means of earlier logs"))
@@ -197,36 +142,9 @@ def _division_links(loss: events.Loss, notes: list[str]) -> list[Link]:
 def _sum_link(loss: events.Loss, notes: list[str]) -> Link:
     recorded = as_float(loss.rank_sum)
     if loss.filtered:
-        notes.append(_filtered(len(loss.filtered)))
-    derived, how = _running_sum(loss.micro, loss.filtered, loss.filter_divisors, recorded)
+        notes.append(filtered_losses(len(loss.filtered)))
+    derived, how = running_sum(loss.micro, loss.filtered, loss.filter_divisors, recorded)
     return Link("this rank's sum", recorded, derived, how)
-
-
-def _filtered(count: int) -> str:
-    losses = "a loss was not finite" if count == 1 else f"{count} losses were not finite"
-    return f"{losses}: the average so far was added instead"
-
-
-def _running_sum(
-    micro: Sequence[Number], filtered: Sequence[int], filter_divisors: Sequence[int], recorded: float | None
-) -> tuple[float | None, str]:
-    """Add micro-batch losses as `tr_loss` does. float64 is tried second: a loss in float64 lifts the sum where the
-    version writes `tr_loss = tr_loss + loss`, and leaves it as it is where it writes `tr_loss += loss`."""
-    losses = [as_float(number) for number in micro]
-    if None in losses:
-        return None, "a micro-batch loss is not known"
-    replaced = dict(zip(filtered, filter_divisors, strict=False))
-    results = []
-    for name in ("float32", "float64"):
-        rounding = PRECISIONS[name]
-        total = 0.0
-        for i, loss in enumerate(losses):
-            added: float = rounding(total / replaced[i]) if i in replaced else loss  # type: ignore[assignment]
-            total = rounding(total + added)
-        results.append((total, f"{len(losses)} micro-batches added in {name}"))
-        if same(total, recorded):
-            return results[-1]
-    return results[0]
 
 
 def _rank_links(loss: events.Loss, rank: int, peers: Sequence[events.Loss], notes: list[str]) -> list[Link]:
@@ -247,66 +165,8 @@ def _rank_links(loss: events.Loss, rank: int, peers: Sequence[events.Loss], note
     return links
 
 
-def _mean(vector: Sequence[float | None], recorded: float | None) -> tuple[float | None, str]:
-    """Mean of the gathered sums. Addition of floats depends on its order, and the order on the device: those of
-    torch's CPU kernel (in registers of 1, 8 or 16 numbers) and of its CUDA kernel (halving) are tried in turn."""
-    if not vector or any(number is None for number in vector):
-        return None, "a gathered sum is not known"
-    numbers: list[float] = list(vector)  # type: ignore[arg-type]
-    results: list[tuple[float, str]] = []
-    for name in ("float32", "float64"):
-        rounding = PRECISIONS[name]
-        totals = [_add_in_registers(numbers, width, rounding) for width in (1, 8, 16) if width <= len(numbers)]
-        totals.append(_add_by_halving(numbers, rounding))
-        for total in totals:
-            # CUDA multiplies by the reciprocal.
-            for mean in (rounding(total / len(numbers)), rounding(total * rounding(1 / len(numbers)))):
-                results.append((mean, f"of {len(numbers)} in {name}"))
-                if same(mean, recorded):
-                    return results[-1]
-    return results[0]
-
-
-def _add_in_registers(numbers: Sequence[float], width: int, rounding: Callable[[float], float]) -> float:
-    """Add as torch's CPU kernel does: four rows of registers side by side, then the rows, the rest, the lanes."""
-    registers = [numbers[i : i + width] for i in range(0, len(numbers) // width * width, width)]
-    rest = numbers[len(registers) * width :]
-    rows = [[0.0] * width for _ in range(4)]
-    side_by_side = len(registers) // 4 * 4
-    for n, register in enumerate(registers):
-        row = rows[n % 4 if n < side_by_side else 0]
-        row[:] = [rounding(total + number) for total, number in zip(row, register, strict=True)]
-    lanes = rows[0]
-    for row in rows[1:]:
-        lanes = [rounding(total + number) for total, number in zip(lanes, row, strict=True)]
-    total = 0.0
-    for number in [*rest, *lanes]:
-        total = rounding(total + number)
-    return total
-
-
-def _add_by_halving(numbers: Sequence[float], rounding: Callable[[float], float]) -> float:
-    width = 1 << (len(numbers) - 1).bit_length()
-    lanes = [*numbers, *[0.0] * (width - len(numbers))]
-    while width > 1:
-        width //= 2
-        lanes = [rounding(lanes[i] + lanes[i + width]) for i in range(width)]
-    return lanes[0]
-
-
 def _divide(number: float, steps: float) -> float:
     return number / steps if steps else math.nan
-
-
-def _rounding(quotient: float | None, logged: float | None) -> tuple[float | None, str]:
-    """Round as the version does: up to 4.57 to four digits, from 5.0 on not at all. The value itself tells which."""
-    if quotient is None:
-        return None, "the quotient is not known"
-    if same(quotient, logged):
-        return quotient, "not rounded" if math.isfinite(quotient) and round(
-            quotient, 4
-        ) != quotient else "nothing to round"
-    return (round(quotient, 4) if math.isfinite(quotient) else quotient), "rounded to 4 digits"
 
 
 # -- the loss of the whole training --------------------------------------------------------
@@ -319,7 +179,7 @@ def derive_train_loss(record: events.TrainLoss, total: float | None = None) -> D
     links: list[Link] = []
     if total is not None:
         links.append(Link("sum of the means of all logs", before, total, "means of all logs added"))
-    derived, how = _running_sum(record.micro, record.filtered, record.filter_divisors, rest)
+    derived, how = running_sum(record.micro, record.filtered, record.filter_divisors, rest)
     links.append(Link("rest since the last log", rest, derived, how))
     # Versions from 4.36 on divide by at least a thousandth of a step, where no step was made.
     steps = record.steps or 0.001
@@ -394,110 +254,6 @@ def _eval_vectors(records: Sequence[events.EvalLoss]) -> Iterator[list[float]]:
 def _repeated(record: events.EvalLoss, i: int) -> list[float]:
     loss = as_float(record.losses[i]) if i < len(record.losses) else None
     return [] if loss is None else [loss] * (record.rows[i] if i < len(record.rows) else 1)
-
-
-# -- the average a reader might expect ----------------------------------------------------------
-
-
-class Averages(NamedTuple):
-    """Other averages of the same micro-batch losses.
-
-    Attributes:
-        per_sample: each micro-batch's loss weighted by its samples; None where samples are not known.
-        per_label: weighted by the labels that count; None where they are not known.
-        per_micro_batch: each micro-batch alike.
-        samples: number of samples, all ranks that are here.
-        reasons: why the logged value is another one, in the order of the chain, with the difference each makes.
-    """
-
-    per_sample: float | None
-    per_label: float | None
-    per_micro_batch: float | None
-    samples: int
-    reasons: list[str]
-
-
-def averages(records: Sequence[events.Loss]) -> Averages:
-    """Compare a logged loss with the average over samples that its name suggests.
-
-    Args:
-        records: the records of one log, of all ranks that are here.
-    """
-    finite = [
-        (loss, rows, labels)
-        for record in records
-        for loss, rows, labels in zip(
-            map(as_float, record.losses),
-            _padded(record.rows, len(record.losses)),
-            _padded(record.labels, len(record.losses)),
-            strict=True,
-        )
-        if loss is not None and math.isfinite(loss)
-    ]
-    if not finite:
-        return Averages(None, None, None, 0, [])
-    try:
-        per_sample = _weighted((loss, rows) for loss, rows, _ in finite)
-        per_label = _weighted((loss, labels) for loss, _, labels in finite)
-        per_micro = math.fsum(loss for loss, _, _ in finite) / len(finite)
-    except ArithmeticError:  # numbers near the end of float64's range: no loss of a training, but a file can hold them
-        return Averages(None, None, None, 0, [])
-    samples = sum(rows or 0 for _, rows, _ in finite)
-    reasons = _reasons(records, finite, per_sample, per_micro)
-    return Averages(per_sample, per_label, per_micro, samples, reasons)
-
-
-def _reasons(
-    records: Sequence[events.Loss],
-    finite: Sequence[tuple[float, int | None, int | None]],
-    per_sample: float | None,
-    per_micro: float,
-) -> list[str]:
-    record = records[0]
-    reasons: list[str] = []
-    sizes = sorted({rows for _, rows, _ in finite if rows is not None})
-    if per_sample is not None and len(sizes) > 1:
-        spoken = ", ".join(map(str, sizes[:-1])) + f" and {sizes[-1]}"
-        reasons.append(
-            f"micro-batches of {spoken} samples count alike, whatever their size ({_signed(per_micro - per_sample)})"
-        )
-    divisors = {divisor for record in records for divisor in record.divided_by}
-    quotient = as_float(record.quotient)
-    micro_batches = len(record.micro)
-    divisor = divisors.pop() if len(divisors) == 1 else None
-    if divisor and divisor * record.steps != micro_batches and quotient is not None:
-        reasons.append(
-            f"{micro_batches} micro-batches were divided as if they were {record.steps} × {divisor}: "
-            f"{record.steps} steps of {divisor} ({_signed(quotient - per_micro)})"
-        )
-    filtered = sum(len(record.filtered) for record in records)
-    if filtered:
-        reasons.append(_filtered(filtered))
-    missing = len(record.gathered) - len(records)
-    if missing > 0:
-        reasons.append(f"the logged value also holds {missing} other ranks, whose files are not here")
-    logged = as_float(record.logged)
-    if quotient is not None and logged is not None and logged != quotient:
-        reasons.append(f"it is rounded to 4 digits ({_signed(logged - quotient)})")
-    return reasons
-
-
-def _signed(difference: float) -> str:
-    return f"{difference:+.2g}"
-
-
-def _padded(numbers: Sequence[int | None], length: int) -> list[int | None]:
-    return [*numbers, *[None] * (length - len(numbers))][:length]
-
-
-def _weighted(pairs: Iterable[tuple[float, int | None]]) -> float | None:
-    products, weights = [], 0
-    for loss, weight in pairs:
-        if weight is None:
-            return None
-        products.append(loss * weight)
-        weights += weight
-    return math.fsum(products) / weights if weights else None
 
 
 # -- a whole trace --------------------------------------------------------------------------------
@@ -620,4 +376,4 @@ def _derive(found: Found, rank: int, world_size: int, peers: Sequence[Found]) ->
     return Derivation(found.key, found.step, logged, [Link("logged", logged, found.total, how)], [])
 
 
-# Read next: ranks.py, which brings the files of one run together.
+# Read next: averages.py, the average that a reader might expect instead.

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy
 import pytest
 
-from minitrainer.trace import commands, events, lossmath
+from minitrainer.trace import commands, events
+from minitrainer.trace.averages import averages_of
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.ranks import open_run
 from minitrainer.trace.render.verdict import verify
@@ -257,9 +259,23 @@ def test_explanation_names_unequal_micro_batches(tmp_path: Path, capsys) -> None
     assert f"{weighted:.8g}" in said
 
 
+@pytest.mark.parametrize(
+    ("steps", "divisor", "said"),
+    [
+        (2, 1, "there are 2 micro-batches in a step, but each was divided by 1 (+0.81)"),
+        (3, 2, "4 micro-batches make 3 steps, each was divided by 2"),
+    ],
+)
+def test_averages_tell_a_divisor_that_is_not_the_group(steps: int, divisor: int, said: str) -> None:
+    loss = next(record for record in sample_trace() if isinstance(record, events.Loss))
+    quotient = sum(float(value) for value in loss.losses) / divisor / steps  # type: ignore[arg-type]
+    changed = msgspec.structs.replace(loss, steps=steps, divided_by=[divisor] * 4, quotient=quotient, logged=quotient)
+    assert any(reason.startswith(said) for reason in averages_of([changed]).reasons), averages_of([changed]).reasons
+
+
 def test_averages_of_equal_micro_batches_are_the_logged_value() -> None:
     loss = next(record for record in sample_trace() if isinstance(record, events.Loss))
-    averages = lossmath.averages([loss])
+    averages = averages_of([loss])
     assert averages.per_sample == averages.per_micro_batch == float(loss.logged)  # type: ignore[arg-type]
     assert not averages.reasons
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitrainer.trace import events, lossmath
+from minitrainer.trace import events, lossmath, rounding
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 LOSSES = st.floats(min_value=0.0, max_value=100.0, width=32)
@@ -25,7 +25,7 @@ def test_rounding_to_each_precision_is_torchs(number: float) -> None:
     single = torch.tensor(number, dtype=torch.float64).to(torch.float32)
     for name in ("float32", "bfloat16", "float16"):
         expected = single.to(getattr(torch, name)).item()
-        assert same(lossmath.PRECISIONS[name](number), expected), name
+        assert same(rounding.PRECISIONS[name](number), expected), name
 
 
 @given(LOSSES, st.integers(1, 64))
@@ -45,7 +45,7 @@ def test_running_sum_is_torchs(losses: list[float]) -> None:
     total = torch.tensor(0.0)
     for loss in losses:
         total += torch.tensor(loss)
-    derived, _ = lossmath._running_sum(losses, [], [], total.item())
+    derived, _ = rounding.running_sum(losses, [], [], total.item())
     assert derived == total.item()
 
 
@@ -61,14 +61,14 @@ def test_running_sum_with_filtered_losses_is_torchs(losses: list, accumulation: 
             total += total / divisors[-1]
         else:
             total += tensor
-    derived, _ = lossmath._running_sum(losses, filtered, divisors, total.item())
+    derived, _ = rounding.running_sum(losses, filtered, divisors, total.item())
     assert derived == total.item()
 
 
 @given(st.lists(LOSSES, min_size=1, max_size=64))
 def test_mean_over_ranks_is_torchs(sums: list[float]) -> None:
     expected = torch.tensor(sums, dtype=torch.float32).mean().item()
-    derived, how = lossmath._mean(sums, expected)
+    derived, how = rounding.mean_of(sums, expected)
     assert derived == expected, how
 
 
@@ -110,9 +110,9 @@ def made_loss(losses: list[float], micro: list[float], divisor: int, dtype: str 
 
 
 def test_a_gpus_reciprocal_is_accepted_but_nothing_else() -> None:
-    loss = lossmath.float32(0.7)
-    reciprocal = lossmath.float32(loss * lossmath.float32(1 / 3))
-    divided = lossmath.float32(loss / 3)
+    loss = rounding.float32(0.7)
+    reciprocal = rounding.float32(loss * rounding.float32(1 / 3))
+    divided = rounding.float32(loss / 3)
     assert lossmath._division_links(made_loss([loss], [reciprocal], 3), [])[0].follows
     assert lossmath._division_links(made_loss([loss], [divided], 3), [])[0].follows
     beside = float(numpy.nextafter(numpy.float32(max(reciprocal, divided)), numpy.float32(1)))

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from minitrainer.trace import lossmath
+from minitrainer.trace import lossmath, rounding
 
 from .test_verify_arithmetic import made_loss
 
@@ -32,17 +32,17 @@ def test_mean_over_ranks_is_the_gpus() -> None:
         for _ in range(32):
             sums = torch.tensor([10 ** rng.uniform(-3, 2) for _ in range(ranks)], dtype=torch.float32, device="cuda")
             expected = sums.mean().item()
-            derived, how = lossmath._mean(sums.tolist(), expected)
+            derived, how = rounding.mean_of(sums.tolist(), expected)
             assert derived == expected, (ranks, how)
 
 
 def test_running_sum_is_the_gpus() -> None:
     rng = random.Random(2)
-    losses = [lossmath.float32(rng.uniform(0, 10)) for _ in range(500)]
+    losses = [rounding.float32(rng.uniform(0, 10)) for _ in range(500)]
     total = torch.tensor(0.0, device="cuda")
     for loss in losses:
         total += torch.tensor(loss, device="cuda")
-    derived, _ = lossmath._running_sum(losses, [], [], total.item())
+    derived, _ = rounding.running_sum(losses, [], [], total.item())
     assert derived == total.item()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from minitrainer.trace import events, lossmath
+from minitrainer.trace.averages import Averages, averages_of
 from minitrainer.trace.events import as_float
 from minitrainer.trace.render import words
 from minitrainer.trace.render.escape import printable
@@ -31,7 +32,7 @@ def explain_loss(found_by_rank: Mapping[int, lossmath.Found], world_size: int) -
     lines.append(_verdict(derivation))
     lines += [f"Note: {printable(note)}." for note in derivation.notes]
     records = [other.record for other in found_by_rank.values() if isinstance(other.record, events.Loss)]
-    lines += ["", *_average(record, lossmath.averages(records))]
+    lines += ["", *_average(record, averages_of(records))]
     return lines, derivation.follows
 
 
@@ -76,7 +77,7 @@ def _verdict(derivation: lossmath.Derivation) -> str:
     )
 
 
-def _average(record: events.Loss, averages: lossmath.Averages) -> list[str]:
+def _average(record: events.Loss, averages: Averages) -> list[str]:
     if averages.per_sample is None:
         return ["The average per sample can't be told: the number of samples in a micro-batch is not recorded."]
     lines = [f"Average per sample: {words.number(averages.per_sample, 8)} over {counted(averages.samples, 'sample')}."]
