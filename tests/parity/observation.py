@@ -184,10 +184,31 @@ def plain_files(folder: str) -> dict[str, Any]:
         folders.sort()
         if not names and not folders:
             found[os.path.relpath(parent, folder) + "/"] = "<empty folder>"
+        event_files = 0
         for name in sorted(names):
             path = os.path.join(parent, name)
-            found[os.path.relpath(path, folder)] = plain_file(path)
+            if ".tfevents." in name:  # the name holds a second, a host and a counter of the process
+                path_without_clock = os.path.join(parent, f"events.out.tfevents.{event_files}")
+                found[os.path.relpath(path_without_clock, folder)] = plain_events(path)
+                event_files += 1
+            else:
+                found[os.path.relpath(path, folder)] = plain_file(path)
     return dict(sorted(found.items()))
+
+
+def plain_events(path: str) -> list[Any]:
+    """Record a TensorBoard file: step, tag and value of everything in it but the clock."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return [
+        [
+            event.step,
+            value.tag,
+            CLOCK if CLOCK_KEY.search(value.tag) else digest_of(str(value.tensor).encode()),
+        ]
+        for event in EventFileLoader(path).Load()
+        for value in event.summary.value
+    ]
 
 
 def plain_file(path: str) -> Any:
