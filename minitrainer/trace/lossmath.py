@@ -130,8 +130,11 @@ def _division_links(loss: events.Loss, notes: list[str]) -> list[Link]:
     ]
     if all(link.follows for link in divided):
         return divided
+    reciprocal = float if loss.dtype == "float64" else float32  # the small types compute in float32
     multiplied = [
-        Link(f"micro-batch {i + 1}", micro, rounding(before * float32(1 / divisor)), f"× 1/{divisor} in {loss.dtype}")
+        Link(
+            f"micro-batch {i + 1}", micro, rounding(before * reciprocal(1 / divisor)), f"× 1/{divisor} in {loss.dtype}"
+        )
         for i, before, micro, divisor in known
         if divisor
     ]
