@@ -61,6 +61,15 @@ traces: $(VENV)/ready ## record the specification anew from the real 4.31.0
 shapes: $(VENV)/ready-test ## 10,000 random run shapes: expected events against the real 4.31.0 (half an hour)
 	MINITRAINER_SHAPES=10000 MINITRAINER_SEED=$${SEED:-1} $(REFERENCE) -m pytest -s -q tests/trace/test_expected.py
 
+.PHONY: parity-long
+parity-long: $(VENV)/ready-test ## 10,000 drawn runs, ours against the real 4.31.0; interrupt and go on as you like (an hour)
+	$(BIN)/python -m tests.parity.search --examples $${MINITRAINER_EXAMPLES:-10000} $(ARGS)
+
+.PHONY: gpu
+gpu: $(VENV)/ready-test ## on a machine with CUDA cards: parity, trace, what the cards say, speed (ten minutes)
+	MINITRAINER_GPU_FACTS=$${OUT:-runs/gpu} $(BIN)/python -m pytest -m gpu -q tests/gpu
+	$(BIN)/python -m tests.benchmarks.gpu_speed --json $${OUT:-runs/gpu}/speed.json
+
 # ---- housekeeping ---------------------------------------------------------------
 
 .PHONY: clean

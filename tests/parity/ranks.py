@@ -104,12 +104,16 @@ def free_port() -> int:
 class Meeting:
     """Where the ranks wait for each other between runs, and get a fresh process group for each.
 
+    Args:
+        backend: What the groups communicate through.
+
     Attributes:
         rank: Of this process.
         world_size: Number of processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str = "gloo") -> None:
+        self.backend = backend
         self.rank = int(os.environ["RANK"])
         self.world_size = int(os.environ["WORLD_SIZE"])
         limit = datetime.timedelta(seconds=STORE_LIMIT_SECONDS)
@@ -126,10 +130,10 @@ class Meeting:
         self.store.wait([f"{key}-complete"])
 
     def open_group(self) -> None:
-        """Start a gloo group that no earlier run has touched."""
+        """Start a group that no earlier run has touched."""
         self.wait_for_all()
         torch.distributed.init_process_group(
-            "gloo",
+            self.backend,
             store=torch.distributed.PrefixStore(f"group-{self.meetings}", self.store),
             rank=self.rank,
             world_size=self.world_size,

@@ -208,6 +208,7 @@ def run_case(
         run = Run(case, library)
         with run.watching_events():
             run.execute()
+        run.flush_writers()
         observation = run.observation
         if settle is not None:
             settle()
@@ -215,9 +216,9 @@ def run_case(
     observation.stdout = plain_stdout(printed.getvalue())
     observation.seconds = time.perf_counter() - started
     runs_so_far = next(RUNS)
-    if runs_so_far in (1, 4, 16, 64):
+    if runs_so_far in (1, 4, 16) or runs_so_far % 64 == 0:
         # Every training run begins with a full garbage collection. Over the hundred thousand objects of the imported
-        # libraries that takes 70 ms, most of a tiny run: hide what is loaded by now from the collector.
+        # libraries that takes 70 ms, most of a tiny run: hide what is alive by now from the collector.
         gc.collect()
         gc.freeze()
     return observation
@@ -240,6 +241,13 @@ class Run:
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
+    def flush_writers(self) -> None:
+        """Let TensorBoard's threads write what they hold: a run that failed has not closed them."""
+        for callback in self.trainer.callback_handler.callbacks if self.trainer is not None else ():
+            writer = getattr(callback, "tb_writer", None)
+            if writer is not None:
+                writer.flush()
+
     def execute(self) -> None:
         """Run the case's calls, then its resumption."""
         case = self.case
@@ -252,6 +260,7 @@ class Run:
         set_seeds(self.case.seed)
         try:
             if build:
+                self.flush_writers()
                 self.trainer = None
                 self.trainer = self.build(args)
             for call in calls:
@@ -341,6 +350,7 @@ class Run:
             training=model.training,
             gradients=torch.is_grad_enabled(),
             autocast=torch.is_autocast_cpu_enabled(),
+            autocast_on_card=torch.is_autocast_enabled(),
             inputs=plain(inputs),
         )
 
@@ -392,7 +402,7 @@ class Run:
         for parameter in model.parameters() if model is not None else ():
             for tensor in (parameter, parameter.grad):
                 if tensor is not None:
-                    parts.append(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                    parts.append(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
                 else:
                     parts.append(b"none")
         return digest_of(b"|".join(parts))
@@ -551,19 +561,26 @@ def plain_simple_attributes(trainer: Any) -> dict[str, Any]:
 
 
 def random_digest() -> str:
-    """One digest over the three random states."""
+    """One digest over all random states."""
     numpy_state: Any = np.random.get_state()
     parts = repr(random.getstate()).encode() + numpy_state[1].tobytes() + repr(numpy_state[2:]).encode()
+    parts += b"".join(state.numpy().tobytes() for state in card_random_states())
     return digest_of(parts + torch.get_rng_state().numpy().tobytes())
 
 
 def plain_random() -> dict[str, Any]:
-    """The three random states, one by one."""
+    """The random states, one by one."""
     return {
         "python": digest_of(repr(random.getstate()).encode()),
         "numpy": plain(np.random.get_state()),
         "torch": plain(torch.get_rng_state()),
+        "cards": plain(card_random_states()),
     }
+
+
+def card_random_states() -> list[torch.Tensor]:
+    """The random state of every graphics card that this process has used; none on a machine without."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
 def plain_stdout(text: str) -> list[str]:

@@ -1,0 +1,131 @@
+"""Where the GPU tests run their work: which cards, which environment, how many processes.
+
+A test process never touches a card itself. It starts groups of workers (`worker.py`), one group for each place and
+each environment, and reads the facts that they leave as JSON.
+
+    one        one process, one card
+    together   one process, all cards (DataParallel)
+    apart      one process a card (DistributedDataParallel over NCCL)
+
+    installed  the transformers that is installed here
+    reference  the real 4.31.0: the isolated folder, or the one that MINITRAINER_REFERENCE names
+
+With MINITRAINER_PRETEND_CARDS=2 the same work runs on processors (two ranks over gloo, no DataParallel): that tries
+the harness, and proves nothing about cards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.parity.ranks import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+PRETENDED_CARDS = int(os.environ.get("MINITRAINER_PRETEND_CARDS", "0"))
+LIMIT_SECONDS = int(os.environ.get("MINITRAINER_GPU_LIMIT", "420"))
+
+
+def cards() -> int:
+    """Number of graphics cards, real or pretended."""
+    if PRETENDED_CARDS:
+        return PRETENDED_CARDS
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def places() -> list[str]:
+    """The places that this machine has."""
+    if cards() < 2:
+        return ["one"]
+    return ["one", "apart"] if PRETENDED_CARDS else ["one", "together", "apart"]
+
+
+def environment_of(name: str) -> dict[str, str]:
+    """The variables of a child in `installed` or `reference`."""
+    from minitrainer.trace import upstream
+
+    if name == "reference":
+        given = os.environ.get("MINITRAINER_REFERENCE")
+        variables = upstream.child_environment(Path(given) if given else upstream.reference_environment())
+    else:
+        variables = dict(os.environ)
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), variables.get("PYTHONPATH")]))
+    variables |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true"}
+    # so that a product of matrices takes the same way each time; of no consequence for what is compared
+    variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for launched in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        variables.pop(launched, None)
+    return variables
+
+
+@dataclass
+class Group:
+    """Workers that have been started in one place.
+
+    Attributes:
+        folder: where they leave `rank0.json` and so on, and their output.
+        processes: one a rank.
+    """
+
+    folder: Path
+    processes: list[subprocess.Popen[bytes]]
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Wait for the workers and read what each rank found.
+
+        Raises:
+            RuntimeError: a rank ended without facts; the text holds the end of its output.
+        """
+        found = []
+        for rank, process in enumerate(self.processes):
+            try:
+                code: int | str = process.wait(LIMIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                for each in self.processes:
+                    each.kill()
+                code = f"no answer within {LIMIT_SECONDS} s"
+            file = self.folder / f"rank{rank}.json"
+            if code != 0 or not file.exists():
+                shown = (self.folder / f"output{rank}.txt").read_text(encoding="utf-8", errors="replace")
+                raise RuntimeError(f"rank {rank} in {self.folder.name} ended with {code}:\n{shown[-6000:]}")
+            found.append(json.loads(file.read_text(encoding="utf-8")))
+        return found
+
+
+def start(environment: str, place: str, parts: list[str], folder: Path) -> Group:
+    """Start the workers of one place.
+
+    Args:
+        environment: `installed` or `reference`.
+        place: `one`, `together` or `apart`.
+        parts: what they do, in this order: names in worker.PARTS.
+        folder: an empty folder of their own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    variables = environment_of(environment)
+    if PRETENDED_CARDS:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    elif place == "one":
+        variables["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    world_size = cards() if place == "apart" else 1
+    port = str(free_port())
+    processes = []
+    for rank in range(world_size):
+        own = dict(variables)
+        if place == "apart":
+            own |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            own |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+        with open(folder / f"output{rank}.txt", "wb") as output:
+            command = [sys.executable, "-m", "tests.gpu.worker", str(folder), *parts]
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=own, stdout=output, stderr=output))
+    return Group(folder, processes)
+
+
+# Read next: tests/gpu/worker.py
