@@ -10,6 +10,7 @@ Nothing here decides how to train.
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -306,18 +307,24 @@ def hf_trainer_deepspeed_config() -> Any:
 
 
 @functools.lru_cache
-def _is_installed(module_name: str) -> bool:
-    return importlib.util.find_spec(module_name) is not None
+def _is_installed(module_name: str, needs_version: bool = False) -> bool:
+    """Whether a module is there; with `needs_version`, as an installed package and not just a folder of its name."""
+    if importlib.util.find_spec(module_name) is None:
+        return False
+    try:
+        return not needs_version or bool(importlib.metadata.version(module_name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def is_apex_available() -> bool:
     """Whether NVIDIA's apex is installed."""
-    return _is_installed("apex")
+    return _is_installed("apex", needs_version=True)
 
 
 def is_datasets_available() -> bool:
     """Whether the datasets library is installed."""
-    return _is_installed("datasets")
+    return _is_installed("datasets", needs_version=True)
 
 
 def is_fairscale_available() -> bool:
@@ -327,16 +334,14 @@ def is_fairscale_available() -> bool:
 
 def is_peft_available() -> bool:
     """Whether peft is installed."""
-    return _is_installed("peft")
+    return _is_installed("peft", needs_version=True)
 
 
 def is_ipex_available() -> bool:
     """Whether Intel's extension is installed in the release that belongs to this torch."""
-    if not _is_installed("intel_extension_for_pytorch"):
+    if not _is_installed("intel_extension_for_pytorch", needs_version=True):
         return False
-    from importlib.metadata import version as installed_version
-
-    release = ".".join(installed_version("intel_extension_for_pytorch").split(".")[:2])
+    release = ".".join(importlib.metadata.version("intel_extension_for_pytorch").split(".")[:2])
     if release == ".".join(torch.__version__.split(".")[:2]):
         return True
     logger.warning(

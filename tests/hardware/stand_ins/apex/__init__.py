@@ -1,0 +1,1 @@
+"""Stands in for NVIDIA's apex: same calls, full precision."""

@@ -1,0 +1,3 @@
+"""Stands in for bitsandbytes: its optimizers keep 32 bits."""
+
+from . import optim  # noqa: F401

@@ -1,0 +1,1 @@
+"""Stands in for torch_xla: one device, which is the CPU."""

@@ -1,0 +1,5 @@
+"""The compiler's counters."""
+
+
+def metrics_report():
+    return "no metric counted"

@@ -1,0 +1,1 @@
+"""accelerate imports it."""
