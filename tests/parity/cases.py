@@ -94,6 +94,10 @@ class Case:
                 changed.append(f"{each.name}={value!r}")
         return f"Case({', '.join(changed)})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How hypothesis prints a failing case: as short as repr does."""
+        printer.text(repr(self))
+
 
 # -- the names that 4.31.0 knows -------------------------------------------------------------------------------------
 

@@ -204,7 +204,7 @@ def plain_events(path: str) -> list[Any]:
         [
             event.step,
             value.tag,
-            CLOCK if CLOCK_KEY.search(value.tag) else digest_of(str(value.tensor).encode()),
+            CLOCK if CLOCK_KEY.search(value.tag.replace("/", "_")) else digest_of(str(value.tensor).encode()),
         ]
         for event in EventFileLoader(path).Load()
         for value in event.summary.value
