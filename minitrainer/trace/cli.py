@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": (".commands", "derive every logged loss again and report any that does not follow"),
     "stats": (".commands", "count what a trace holds, and what recording it cost"),
     "export": (".commands", "write a trace as canonical lines, Markdown, JSON or for Perfetto"),
+    "compare": (".compare", "tell what differs between two traces, or between two Trainers in one scenario"),
     "upstream": (".upstream", "install, list or remove isolated transformers versions"),
 }
 

@@ -46,8 +46,10 @@ def _run_scenario(options: argparse.Namespace, rest: list[str]) -> int:
         run = scenarios.program(options.scenario)
         if "--help-all" in rest:
             rest = ["--help"]
+        from . import defaults
         from .session import trace_library
 
+        defaults.write(library, options.out)
         with trace_library(library, options.out, scenario=options.scenario):
             return run(library, rest)
     except UsageError:
