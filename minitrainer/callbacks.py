@@ -103,9 +103,20 @@ class TrainerState:
 
         Raises:
             TypeError: if the file has a key that this version does not know.
+            ValueError: if the file is damaged.
         """
-        with open(json_path, encoding="utf-8") as file:
-            return cls(**json.load(file))
+        remedy = "The file is left as it is: resume from another checkpoint."
+        try:
+            with open(json_path, encoding="utf-8") as file:
+                return cls(**json.load(file))
+        except json.JSONDecodeError as error:
+            raise json.JSONDecodeError(
+                f"{json_path} is damaged ({error.msg}). {remedy}", error.doc, error.pos
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{json_path} is damaged ({error}). {remedy}") from error
+        except TypeError as error:
+            raise TypeError(f"{json_path} is no state of a Trainer ({error}). {remedy}") from error
 
 
 @dataclass

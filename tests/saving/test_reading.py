@@ -95,6 +95,19 @@ def test_every_single_byte_changed_in_a_random_state_never_runs_anything(finishe
     assert refused >= 50
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"{", ValueError), (b"\xff\xfe", ValueError), (b"[]", TypeError), (b'{"other": 1}', TypeError)],
+)
+def test_a_damaged_state_is_named(content: bytes, kind: type, finished: Path, tmp_path: Path) -> None:
+    folder = subjects.copy(finished, tmp_path / "run")
+    path = folder / "checkpoint-3" / "trainer_state.json"
+    path.write_bytes(content)
+    with pytest.raises(kind, match="trainer_state.json .*resume from another checkpoint"):
+        subjects.build(folder).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert path.read_bytes() == content
+
+
 def test_a_damaged_safetensors_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\x10" * 64)
