@@ -87,6 +87,10 @@ class Position:
     micro_batches_seen: int = 0
     rng_is_stale: bool = False
 
+    def share_of_epoch(self, index: int) -> float:
+        """How much of the epoch is trained after micro-batch `index`, from 0 to 1; what was skipped counts."""
+        return (index + 1 + self.micro_batches_skipped) / self.micro_batches_in_epoch
+
 
 class LoopMixin(Attributes):
     """Trains the model.
@@ -198,8 +202,8 @@ class LoopMixin(Attributes):
         Source: trainer.py 1546-1973
         """
         # -- plan and preparation ---------------------------------------------------------------------
-        self.accelerator.free_memory()
-        self._train_batch_size = batch_size
+        self.accelerator.free_memory()  # what an earlier run prepared; and groups are counted from 0 again
+        self._train_batch_size = batch_size  # halved since the last attempt, if that ran out of memory
         train_dataloader = self.get_train_dataloader()
         plan = self._plan_run(args, train_dataloader)
         model = self._prepare_model_and_optimizer(args, plan, resume_from_checkpoint, trial)
@@ -221,30 +225,29 @@ class LoopMixin(Attributes):
                 self._count_micro_batch(position, resume_from_checkpoint)
                 if index % args.gradient_accumulation_steps == 0:
                     self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
-                with self.accelerator.accumulate(model):
-                    micro_loss = self.training_step(model, inputs)
+                with self.accelerator.accumulate(model):  # ranks exchange gradients once a group, at its end
+                    micro_loss = self.training_step(model, inputs)  # already divided by the group's length
                 self._add_to_loss_sum(loss_sum, micro_loss)
-                self.current_flos += float(self.floating_point_ops(inputs))
+                self.current_flos += float(self.floating_point_ops(inputs))  # of this rank alone
                 # -- step, or not yet -----------------------------------------------------------------
                 if self._group_is_complete(args, position, index):
                     self._clip_gradients(args, model)
                     self._step_optimizer_and_scheduler()
-                    model.zero_grad()
+                    model.zero_grad()  # before the callbacks: in `on_step_end` no gradient is left to look at
                     self.state.global_step += 1
-                    done = index + 1 + position.micro_batches_skipped
-                    self.state.epoch = epoch + done / position.micro_batches_in_epoch
+                    self.state.epoch = epoch + position.share_of_epoch(index)
                     self.control = self.callback_handler.on_step_end(args, self.state, self.control)
                     self._maybe_log_save_evaluate(loss_sum, model, trial, epoch, ignore_keys_for_eval)
                 else:
                     self.control = self.callback_handler.on_substep_end(args, self.state, self.control)
                 if self.control.should_epoch_stop or self.control.should_training_stop:
-                    break
+                    break  # perhaps inside a group: its gradients stay, and join those of the next group
             # -- end of the epoch ---------------------------------------------------------------------
             self._stop_if_epoch_was_empty(plan, index)
             self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
             self._maybe_log_save_evaluate(loss_sum, model, trial, epoch, ignore_keys_for_eval)
             self._print_tpu_counters()
-            if self.control.should_training_stop:
+            if self.control.should_training_stop:  # `should_epoch_stop` ends here: the next epoch lowers it
                 break
 
         # -- end of the run ---------------------------------------------------------------------------
@@ -356,7 +359,7 @@ class LoopMixin(Attributes):
     def _let_accelerate_wrap(self) -> nn.Module:
         """Hand model and optimizer to accelerate, which wraps both for the devices of this run.
 
-        The scheduler stays unwrapped: accelerate's would step once a rank, the Trainer's counts steps of all ranks.
+        The scheduler stays unwrapped: accelerate's wrapper would advance it by one for each rank, at every step.
 
         Writes: optimizer, lr_scheduler
         Source: trainer.py 1650-1661
