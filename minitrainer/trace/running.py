@@ -20,7 +20,7 @@ from . import scenarios
 from .errors import UsageError
 from .scenarios.flows import FLOWS
 
-DEFAULT_TRAINER = "transformers"
+DEFAULT_TRAINER = "minitrainer"
 
 
 @dataclass(frozen=True)
