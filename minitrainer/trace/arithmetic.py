@@ -38,16 +38,16 @@ def round_to_float32(value: float) -> float:
 
 def read(value: Any) -> float | None:
     """A kept number: a float already, or a tensor of one element that may be read now."""
-    if value is None or isinstance(value, float):
+    if value is None or type(value) is float:
         return value
     return float(value.item())
 
 
-def keep(tensor: Any, on_host: bool) -> Any:
+def keep(tensor: Any) -> Any:
     """Keep a loss: as a float on a CPU, as a copy on its device elsewhere (nothing waits for it)."""
     if tensor.numel() != 1:
         tensor = tensor.detach().mean()  # one loss a card, where one process drives several
-    return float(tensor.item()) if on_host else tensor.detach().clone()
+    return tensor.item() if tensor.is_cpu else tensor.detach().clone()
 
 
 class TrainingBook:
@@ -61,11 +61,8 @@ class TrainingBook:
 
     def clear(self) -> None:
         """Begin anew after a log."""
-        self.losses: list[Any] = []
-        self.micro: list[Any] = []
-        self.steps_since_log: list[int] = []
-        self.rows: list[int | None] = []
-        self.labels: list[int | None] = []
+        # of each micro-batch: loss, what training_step returned, steps since the log, rows, labels
+        self.entries: list[tuple[Any, Any, int, int | None, int | None]] = []
         self.grad_norms: list[Any] = []
         self.lost = 0
 
@@ -78,22 +75,17 @@ class TrainingBook:
         self.total_before = 0.0
         self.step_of_last_log = 0
 
-    def add(self, loss: Any, micro: Any, steps_since_log: int, rows: int | None, labels: int | None) -> None:
+    def add(self, entry: tuple[Any, Any, int, int | None, int | None]) -> None:
         """Add a micro-batch."""
-        if len(self.micro) >= MOST_PENDING_LOSSES:
-            for values in (self.losses, self.micro, self.steps_since_log, self.rows, self.labels):
-                del values[:1024]  # type: ignore[attr-defined]
+        if len(self.entries) >= MOST_PENDING_LOSSES:
+            del self.entries[:1024]
             self.lost += 1024
-        self.losses.append(loss)
-        self.micro.append(micro)
-        self.steps_since_log.append(steps_since_log)
-        self.rows.append(rows)
-        self.labels.append(labels)
+        self.entries.append(entry)
 
     def loss_record(self, step: int, total_after: float, logged: Any, accumulation: int, filters: bool) -> events.Loss:
         """Derive the logged loss, check every link, and make the record."""
-        losses = [read(value) for value in self.losses]
-        micro = [read(value) for value in self.micro]
+        losses = [read(entry[0]) for entry in self.entries]
+        micro = [read(entry[1]) for entry in self.entries]
         filtered, divisors = self._filtered(micro, filters)
         rank_sum = read(self.rank_sum)
         gathered = self.gathered
@@ -122,8 +114,8 @@ class TrainingBook:
             divided_by=[self._divisor(loss, part, accumulation) for loss, part in zip(losses, micro)],
             filtered=filtered,
             filter_divisors=divisors,
-            rows=self.rows,
-            labels=self.labels,
+            rows=[entry[3] for entry in self.entries],
+            labels=[entry[4] for entry in self.entries],
             rank_sum=_number(rank_sum),
             gathered=[_number(value) for value in gathered or []],
             mean=_number(mean),
@@ -138,7 +130,7 @@ class TrainingBook:
 
     def train_loss_record(self, step: int, logged: Any, filters: bool) -> events.TrainLoss:
         """Derive `train_loss`."""
-        micro = [read(value) for value in self.micro]
+        micro = [read(entry[1]) for entry in self.entries]
         filtered, divisors = self._filtered(micro, filters)
         rest = read(self.running_sum)
         if rest is None:
@@ -161,7 +153,7 @@ class TrainingBook:
         if not filters:
             return [], []
         positions = [i for i, value in enumerate(micro) if value is not None and value - value != 0]
-        return positions, [1 + self.steps_since_log[i] for i in positions]
+        return positions, [1 + self.entries[i][2] for i in positions]
 
     def _sum(self, micro: list[float | None], filtered: list[int], divisors: list[int]) -> float:
         """The running sum, rounded after every addition as the Trainer's tensor is."""

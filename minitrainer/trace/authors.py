@@ -53,6 +53,10 @@ class Authors:
             code = function.__code__
             self._known.setdefault(id(code), (code, cls, function.__name__, role))
 
+    def knows(self, frame: FrameType) -> bool:
+        """Whether a frame runs known code itself (and is not a helper of it)."""
+        return id(frame.f_code) in self._known
+
     def site(self, frame: FrameType, callback: str = "") -> Site:
         """Find who writes in `frame`. `callback` is the class of the callback that is running, if any."""
         key = (id(frame.f_code), frame.f_lasti, callback)

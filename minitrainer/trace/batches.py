@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -89,19 +89,21 @@ class Batches:
 
     # -- where the Trainer trains ------------------------------------------------------
 
-    def of(self, inputs: Any, label_name: str) -> tuple[Identity, list[int] | None]:
-        """Identity and positions of a batch that the Trainer is about to use."""
+    def of(self, inputs: Any, label_name: str) -> tuple[int | None, int | None, str | None, list[int] | None]:
+        """Rows, labels, digest and positions of a batch that the Trainer is about to use."""
         tensor = self._first_tensor(inputs)
         if tensor is None:
-            return Identity(None, None, None), None
-        indices, identity = self._recall(tensor) or (None, None)
-        self._known.pop(id(tensor), None)
+            return None, None, None, None
+        indices = identity = None
+        entry = self._known.pop(id(tensor), None)
+        if entry is not None and entry[0]() is tensor:
+            indices, identity = entry[1], entry[2]
         if identity is None:
             if tensor.is_cpu:
                 identity = self.identify(inputs, label_name)
             else:
                 identity = Identity(int(tensor.shape[0]) if tensor.dim() else None, None, None)
-        return identity, indices
+        return identity.rows, identity.labels, identity.digest, indices
 
     def identify(self, inputs: Any, label_name: str) -> Identity:
         """Digest a batch in the host's memory, and count its rows and the labels that matter.
@@ -113,7 +115,8 @@ class Batches:
         starts = self._starts
         crc = 0
         rows = labels = None
-        for name, value in inputs.items() if isinstance(inputs, Mapping) else enumerate(_flat(inputs)):
+        named = hasattr(inputs, "items")
+        for name, value in inputs.items() if named else enumerate(_flat(inputs)):
             if not isinstance(value, tensor_class):
                 continue
             if not value.is_cpu or value.layout is not self._strided:
@@ -152,19 +155,19 @@ class Batches:
         tensor_class = self._torch.Tensor
         if isinstance(batch, tensor_class):
             return batch
-        if type(batch) is dict and batch:
-            tensor = next(iter(batch.values()))
-            if isinstance(tensor, tensor_class):
-                return tensor
-        values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+        if hasattr(batch, "values"):
+            values = batch.values()
+        elif isinstance(batch, (list, tuple)):
+            values = batch
+        else:
+            return None
         for value in values:
             if isinstance(value, tensor_class):
                 return value
         for value in values:
-            if isinstance(value, (Mapping, list, tuple)):
-                tensor = self._first_tensor(value)
-                if tensor is not None:
-                    return tensor
+            tensor = self._first_tensor(value)
+            if tensor is not None:
+                return tensor
         return None
 
     def _remember(self, tensor: Any, indices: list[int] | None, identity: Identity | None) -> None:

@@ -11,7 +11,7 @@ Nothing in a Trainer is edited. While an `Observer` is attached, these attribute
     the scheduler's class         step
     DataLoader's iterator         __next__, _next_index
     two module functions          transformers.trainer.nested_gather (since the 5 series, in place of a method),
-                                  accelerate.data_loader.send_to_device
+                                  accelerate.data_loader.send_to_device (with a GPU or several ranks)
 
 A hook first asks whether the object is the observed one, and on the thread that is observed; if not, it calls the
 original and that is all. What a version lacks is listed in the head (`unhooked`). An error inside a hook becomes a
@@ -24,6 +24,7 @@ there and no other change.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import weakref
 import zlib
@@ -44,8 +45,13 @@ from minitrainer.trace.batches import Batches
 from minitrainer.trace.events import FLAGS
 from minitrainer.trace.output_files import OutputFolder, checkpoint_name
 from minitrainer.trace.patching import Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
-from minitrainer.trace.recorder import Recorder, number, plain, wrapper_names
+from minitrainer.trace.recorder import NOT_A_NUMBER, OVERFLOWS, Recorder, number, plain, wrapper_names
 from minitrainer.trace.rows import (
+    EVENT,
+    EVENT_END,
+    LINE_FEED,
+    PACKED,
+    CALLBACK,
     CALLBACK_END,
     CODES,
     FLAG,
@@ -109,7 +115,6 @@ _LEAVE = """\
     except _t_overflows:
         _t_sink.overflow(2, 0)
     _t_sink.position += 10
-    _t_sink.left += 1
     return _t_result
 """
 
@@ -123,31 +128,42 @@ _BODY = """\
 
 METHOD = _ADMIT + _ENTER + _BODY + _LEAVE
 
-PROBED_METHOD = (
-    _ADMIT
-    + _ENTER
-    + """\
+_BEFORE = """\
     try:
         _t_token = _t_before({self}, {argument})
     except Exception as _t_error:
         _t_token = _t_trouble(_t_error)
+"""
+
+_PROBED_BODY = """\
     try:
         _t_result = {call}
     except BaseException as _t_error:
         _t_failed_inside({self}, _t_token, _t_after, _t_error)
         raise
+"""
+
+_AFTER = """\
     try:
         _t_after({self}, _t_token, _t_result)
     except Exception as _t_error:
         _t_trouble(_t_error)
 """
-    + _LEAVE
-)
+
+_NO_TOKEN = """\
+    _t_token = None
+"""
+
+PROBED_METHOD = _ADMIT + _ENTER + _BEFORE + _PROBED_BODY + _AFTER + _LEAVE
+
+METHOD_WITH_RESULT = _ADMIT + _ENTER + _NO_TOKEN + _PROBED_BODY + _AFTER + _LEAVE
 
 RECURSIVE_METHOD = (
     """\
-    if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread or _t_watch.in_recursion:
-        if _t_watch.in_recursion or not _t_admit({self}):
+    if _t_watch.in_recursion:
+        return {call}
+    if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread:
+        if not _t_admit({self}):
             return {call}
     _t_watch.in_recursion = True
 """
@@ -166,7 +182,7 @@ RECURSIVE_METHOD = (
 
 STATIC_METHOD = (
     """\
-    if _t_sink.entered == _t_sink.left or not _t_watch.trainer_id or _t_ident() != _t_watch.thread:
+    if not _t_is_open():
         return {call}
 """
     + _ENTER
@@ -199,19 +215,29 @@ CALLBACK_METHOD = """\
     return _t_result
 """
 
-AROUND = """\
-    try:
-        _t_token = _t_before({self}, {argument})
-    except Exception as _t_error:
-        _t_token = _t_trouble(_t_error)
+AROUND = (
+    _BEFORE
+    + """\
     _t_result = {call}
-    try:
-        _t_after({self}, _t_token, _t_result)
-    except Exception as _t_error:
-        _t_trouble(_t_error)
+"""
+    + _AFTER
+    + """\
     return _t_result
 """
+)
 """Around a function that is not a Trainer's: no rows of its own, only what its hooks write."""
+
+AFTERWARDS = (
+    """\
+    _t_result = {call}
+    _t_token = {argument}
+"""
+    + _AFTER
+    + """\
+    return _t_result
+"""
+)
+"""The same with a hook only afterwards; its token is the argument."""
 
 
 class Watched:
@@ -220,14 +246,39 @@ class Watched:
     The Trainer is referred to weakly: a script that drops it gets its memory back.
     """
 
+    __slots__ = (
+        "accelerator_id",
+        "announced",
+        "callbacks_seen",
+        "control_id",
+        "evaluation",
+        "flags",
+        "folder",
+        "handler_id",
+        "label_name",
+        "log_length",
+        "lowered_by_handler",
+        "number",
+        "on_host",
+        "optimizer_id",
+        "ref",
+        "scheduler_id",
+        "state_id",
+        "state_values",
+        "training",
+        "world_size",
+    )
+
     def __init__(self, trainer: Any, number: int):
         self.number = number
         self.ref = weakref.ref(trainer)
         self.announced = False
         self.handler_id = 0
+        self.accelerator_id = 0
+        self.optimizer_id = 0
+        self.scheduler_id = 0
         self.control_id = 0
         self.flags = 0
-        self.flag_values: dict[str, Any] = {}
         self.lowered_by_handler = 0
         self.state_id = 0
         self.state_values: dict[str, Any] = {}
@@ -252,6 +303,39 @@ class Observer:
         trainer_id: `id` of the Trainer in focus, 0 for none. Wrappers compare with it before anything else.
     """
 
+    __slots__ = (
+        "_batch",
+        "_callback_classes_done",
+        "_callback_ids",
+        "_classes_done",
+        "_closed",
+        "_foreign_writes",
+        "_gather_rows",
+        "_in_prediction_step",
+        "_in_training_step",
+        "_loss",
+        "_scheduler_classes_done",
+        "_state_sites",
+        "_target_id",
+        "_tensor_class",
+        "_trainers_seen",
+        "_troubles",
+        "_watched",
+        "authors",
+        "batches",
+        "callback_class",
+        "current",
+        "event_control",
+        "hooks",
+        "in_recursion",
+        "patches",
+        "recorder",
+        "thread",
+        "torch",
+        "trainer_id",
+        "unhooked",
+    )
+
     def __init__(self, target: Any = None):
         self.recorder: Recorder
         self.patches = Patches()
@@ -273,6 +357,7 @@ class Observer:
         # the event that is being called: its handler's control object and the callback that is running
         self.event_control: Any = None
         self.callback_class: type | None = None
+        self._state_sites: dict[tuple[int, int], tuple[Any, int, int]] = {}
         self._callback_ids: dict[type, int] = {}
         self._foreign_writes: dict[tuple[int, str], Any] = {}
         self._in_training_step = 0
@@ -283,6 +368,7 @@ class Observer:
         import torch
 
         self.torch = torch
+        self._tensor_class = torch.Tensor
         self.batches = Batches(torch)
 
     # -- which Trainer ------------------------------------------------------------------
@@ -386,9 +472,8 @@ class Observer:
 
     def failed(self, error: BaseException) -> None:
         """A call is left by an exception."""
-        self.recorder.left += 1
         self._raise(error)
-        self.recorder._other_rows -= 1  # `left` has counted this row
+        self.recorder._other_rows -= 1  # the row that closes a call is counted with the call
 
     def failed_inside(self, trainer: Any, token: Any, after: Callable[..., Any], error: BaseException) -> None:
         """A probed call is left by an exception: its hook closes what it opened."""
@@ -414,41 +499,61 @@ class Observer:
         for name, value in vars(handler_class).items():
             self.authors.know(value, handler_class.__name__, BY_HANDLER)
         watch, sink, name_of = self, self.recorder, self.recorder.name
-        put_event, put_event_end = sink.event, sink.event_end
+        sink_map = sink.map
+        pack_event, event_bytes = PACKED[EVENT].pack_into, PACKED[EVENT].size
+        pack_event_end, event_end_bytes = PACKED[EVENT_END].pack_into, PACKED[EVENT_END].size
         event_ids: dict[str, int] = {}
+
+        bits_of, looked_at, clock = _bits, EVENTS_LOOKED_AT, perf_counter
 
         def call_event(self: Any, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             watched = watch.current
-            if watched is None or id(self) != watched.handler_id or not watch.trainer_id or get_ident() != watch.thread:
+            if (
+                watched is None
+                or id(self) != watched.handler_id
+                or not watch.trainer_id
+                or get_ident() != watch.thread
+            ):
                 if not watch.admit_handler(self):
                     return original(self, event, args, state, control, **kwargs)
                 watched = watch.current
-            outer_control, outer_class = watch.event_control, watch.callback_class
             try:
+                if (
+                    bits_of(control) != watched.flags
+                    or id(control) != watched.control_id
+                    or id(state) != watched.state_id
+                    or len(self.callbacks) != watched.callbacks_seen
+                    or event in looked_at
+                ):
+                    watch.event_begins(watched, event, state, control, self)
                 number = event_ids.get(event)
                 if number is None:
                     number = event_ids[event] = name_of(event)
-                if (
-                    event in EVENTS_LOOKED_AT
-                    or id(control) != watched.control_id
-                    or control.__dict__ != watched.flag_values
-                    or id(state) != watched.state_id
-                    or len(self.callbacks) != watched.callbacks_seen
-                    or not watched.announced
-                ):
-                    watch.event_begins(watched, event, state, control, self)
                 epoch = state.epoch
-                put_event(
-                    number,
-                    state.global_step,
-                    epoch if epoch is None else float(epoch),
-                    watched.lowered_by_handler,
-                    watched.flags,
-                )
-                watched.lowered_by_handler = 0
+                try:
+                    pack_event(
+                        sink_map,
+                        sink.position,
+                        EVENT,
+                        number,
+                        state.global_step,
+                        NOT_A_NUMBER if epoch is None else epoch,
+                        watched.lowered_by_handler,
+                        watched.flags,
+                        clock(),
+                        LINE_FEED,
+                    )
+                    sink.position += event_bytes
+                    sink.events += 1
+                except OVERFLOWS:
+                    epoch = epoch if epoch is None else float(epoch)
+                    sink.put(EVENT, (number, state.global_step, epoch, watched.lowered_by_handler, watched.flags))
+                if watched.lowered_by_handler:
+                    watched.lowered_by_handler = 0
             except Exception as error:
                 watch.trouble("call_event", error)
                 return original(self, event, args, state, control, **kwargs)
+            outer_control, outer_class = watch.event_control, watch.callback_class
             watch.event_control, watch.callback_class = control, None
             try:
                 result = original(self, event, args, state, control, **kwargs)
@@ -457,7 +562,12 @@ class Observer:
                 watch._raise(error)
                 raise
             watch.event_control, watch.callback_class = outer_control, outer_class
-            put_event_end(watched.flags)
+            try:
+                pack_event_end(sink_map, sink.position, EVENT_END, watched.flags, clock(), LINE_FEED)
+                sink.position += event_end_bytes
+                sink.events += 1
+            except OVERFLOWS:
+                sink.put(EVENT_END, (watched.flags,))
             return result
 
         call_event.__wrapped__ = original  # type: ignore[attr-defined]
@@ -491,7 +601,7 @@ class Observer:
             self._instrument_callbacks(watched, handler)
         if id(control) != watched.control_id:
             self._replace_control(watched, control, self.authors.caller(sys._getframe(2), BY_TRAINER))
-        elif control.__dict__ != watched.flag_values:
+        elif _bits(control) != watched.flags:
             self._flags_bypassed(watched, control, self.authors.caller(sys._getframe(2), BY_TRAINER))
         if id(state) != watched.state_id:
             self._replace_state(watched, state, self.authors.caller(sys._getframe(2), BY_TRAINER))
@@ -536,37 +646,47 @@ class Observer:
 
     def callback_begins(self, callback: Any) -> bool:
         """A callback's method was entered; True if the handler called it (and not another method)."""
-        if self.event_control is None or self.callback_class is not None or get_ident() != self.thread:
+        if self.event_control is None or self.callback_class is not None:
             return False
         self.callback_class = cls = type(callback)
         number = self._callback_ids.get(cls)
         if number is None:
             number = self._callback_ids[cls] = self.recorder.name(cls.__name__)
-        self.recorder.callback(number)
+        sink = self.recorder
+        try:
+            _pack_callback(sink.map, sink.position, CALLBACK, number, perf_counter(), LINE_FEED)
+            sink.position += _CALLBACK_BYTES
+            sink.events += 1
+        except OVERFLOWS:
+            sink.put(CALLBACK, (number,))
         return True
 
     def callback_ends(self, result: Any) -> None:
         """A callback has returned: did it change the flags behind our back, or hand back another control object?"""
-        control = self.event_control
-        if (result is None or result is control) and control.__dict__ == self.current.flag_values:  # type: ignore[union-attr]
-            self.callback_class = None
-            self.recorder.callback_end()
+        control, watched, sink = self.event_control, self.current, self.recorder
+        if _bits(control) != watched.flags or (result is not None and result is not control):  # type: ignore[union-attr]
+            self._callback_meddled(self._now(), control, result, self._callback_author(self.callback_class))
+        self.callback_class = None
+        if self.event_control is not control:
+            sink.put(CALLBACK_END, (1,))
             return
-        watched = self._now()
-        cls, self.callback_class = self.callback_class, None
-        by = self._callback_author(cls)
         try:
-            if control.__dict__ != watched.flag_values:
+            _pack_callback_end(sink.map, sink.position, CALLBACK_END, perf_counter(), LINE_FEED)
+            sink.position += _CALLBACK_END_BYTES
+            sink.events += 1
+        except OVERFLOWS:
+            sink.put(CALLBACK_END, ())
+
+    def _callback_meddled(self, watched: Watched, control: Any, result: Any, by: str) -> None:
+        """A callback changed flags without an assignment, or returned a control object of its own."""
+        try:
+            if _bits(control) != watched.flags:
                 self._flags_bypassed(watched, control, by)
             if result is not None and result is not control:
                 self._replace_control(watched, result, by)
                 self.event_control = result
         except Exception as error:
             self.trouble("the control object", error)
-        if result is not None and result is not control:
-            self.recorder.put(CALLBACK_END, (1,))
-        else:
-            self.recorder.callback_end()
 
     def callback_failed(self, error: BaseException) -> None:
         self.callback_class = None
@@ -599,10 +719,8 @@ class Observer:
             if id(self) != watched.control_id:
                 if watch.event_control is not None:
                     watch.foreign_write(self, name)
-            elif watched.flag_values[name] is not value:
-                watched.flag_values[name] = value
-                if bool(watched.flags & bits_of_flag[name]) is not bool(value):
-                    watch.flag_changed(watched, name, bool(value))
+            elif (not watched.flags & bits_of_flag[name]) is not (not value):
+                watch.flag_changed(watched, name, bool(value))
 
         __setattr__.__code__ = __setattr__.__code__.replace(co_filename="<minitrainer.trace wrapper>")
         self.patches.replace(control_class, "__setattr__", __setattr__)
@@ -641,7 +759,6 @@ class Observer:
     def _adopt_control(self, watched: Watched, control: Any) -> None:
         watched.control_id = id(control)
         watched.flags = _bits(control)
-        watched.flag_values = dict(control.__dict__)
 
     def _replace_control(self, watched: Watched, control: Any, by: str) -> None:
         """Another control object is in use from now on: its flags that differ are changes."""
@@ -658,7 +775,6 @@ class Observer:
         """Flags changed without an assignment to the attribute."""
         now = _bits(control)
         before, watched.flags = watched.flags, now
-        watched.flag_values = dict(control.__dict__)
         for flag, bit in FLAG_BITS.items():
             if (before ^ now) & bit:
                 self._put_flag(flag, bool(now & bit), by, "", 0, "__dict__")
@@ -670,10 +786,27 @@ class Observer:
         watch = self
         original = state_class.__setattr__
 
+        sites = self._state_sites
+        frame_of = sys._getframe
+
         def __setattr__(self: Any, name: str, value: Any) -> None:
             original(self, name, value)
             watched = watch.current
-            if watched is not None and id(self) == watched.state_id and name not in UNWATCHED_STATE_FIELDS:
+            if watched is None or id(self) != watched.state_id:
+                return
+            old = watched.state_values.get(name)
+            kind = type(value)
+            if type(old) is kind:
+                if old == value:
+                    return
+                if (kind is float or kind is int) and watch.callback_class is None:
+                    frame = frame_of(1)
+                    site = sites.get((id(frame.f_code), frame.f_lasti))
+                    if site is not None and site[0] is frame.f_code:
+                        watched.state_values[name] = value
+                        watch.recorder.state(site[1], site[2], old, value)
+                        return
+            if name not in UNWATCHED_STATE_FIELDS:
                 watch.state_changed(watched, name, value)
 
         __setattr__.__code__ = __setattr__.__code__.replace(co_filename="<minitrainer.trace wrapper>")
@@ -683,16 +816,18 @@ class Observer:
         if not self.trainer_id or get_ident() != self.thread:
             return
         try:
-            kind = type(value)
-            new = value if kind is int or (kind is float and value - value == 0) else _plain_state(value)
+            new = _plain_state(value)
             old = watched.state_values.get(field)
             if new == old and type(new) is type(old):
                 return
             watched.state_values[field] = new
             cls = self.callback_class
-            site = self.authors.site(sys._getframe(2), cls.__name__ if cls is not None else "")
-            name = self.recorder.name
-            self.recorder.state(name(field), name((site.by, site.file, site.line)), old, new)
+            frame = sys._getframe(2)
+            site = self.authors.site(frame, cls.__name__ if cls is not None else "")
+            field_id, site_id = self.recorder.name(field), self.recorder.name((site.by, site.file, site.line))
+            if site.role == BY_TRAINER and cls is None and self.authors.knows(frame):
+                self._state_sites[id(frame.f_code), frame.f_lasti] = frame.f_code, field_id, site_id
+            self.recorder.state(field_id, site_id, old, new)
         except Exception as error:
             self.trouble("TrainerState.__setattr__", error)
 
@@ -750,6 +885,7 @@ class Observer:
                 "_t_watch": self,
                 "_t_ident": get_ident,
                 "_t_admit": self.admit,
+                "_t_is_open": self._is_open,
                 "_t_failed": self.failed,
                 "_t_failed_inside": self.failed_inside,
                 "_t_name": 0,
@@ -764,7 +900,7 @@ class Observer:
             elif name in RECURSIVE_METHODS:
                 template = RECURSIVE_METHOD
             elif probe is not None:
-                template = PROBED_METHOD
+                template = PROBED_METHOD if probe.before else METHOD_WITH_RESULT
                 before, after = (getattr(self, hook or "_nothing") for hook in (probe.before, probe.after))
                 names |= self._around(before, after)
                 argument = (probe.position, probe.argument)
@@ -819,28 +955,25 @@ class Observer:
             self._batch = self._samples(inputs, "train")
 
     def _samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
-        watched = self._now()
-        identity, indices = self.batches.of(inputs, watched.label_name)
-        fields: tuple[Any, ...] = (identity.rows, identity.labels, identity.digest, indices)
+        rows, labels, digest, indices = self.batches.of(inputs, self._now().label_name)
+        fields = (rows, labels, digest, indices)
         self.recorder.put(SAMPLES, fields if split == "train" else (*fields, split))
-        return identity.rows, identity.labels
+        return rows, labels
 
     def compute_loss_ends(self, trainer: Any, token: Any, result: Any) -> None:
         if self._in_training_step:
             loss = result[0] if isinstance(result, (tuple, list)) and result else result
-            self._loss = keep(loss, loss.is_cpu) if isinstance(loss, self.torch.Tensor) else None
+            self._loss = keep(loss) if isinstance(loss, self._tensor_class) else None
 
     def training_step_ends(self, trainer: Any, token: Any, result: Any) -> None:
         self._in_training_step -= 1
-        if self._in_training_step or not isinstance(result, self.torch.Tensor):
+        if self._in_training_step or not isinstance(result, self._tensor_class):
             return
-        book = self._now().training
-        if not book.micro:
+        book = self.current.training  # type: ignore[union-attr]
+        if not book.entries:
             book.dtype = str(result.dtype).removeprefix("torch.")
-        since = trainer.state.global_step - getattr(trainer, "_globalstep_last_logged", 0)
-        micro = keep(result, result.is_cpu)
-        book.add(self._loss, micro, since, *self._batch)
-        self._loss = None
+        since = trainer.state.global_step - trainer._globalstep_last_logged
+        book.add((self._loss, keep(result), since, *self._batch))
 
     def _now(self) -> Watched:
         assert self.current is not None
@@ -956,7 +1089,7 @@ class Observer:
         book.expected = [what for what, there in present.items() if there] + (["labels"] if labels is not None else [])
         if isinstance(loss, self.torch.Tensor):
             book.dtype = str(loss.dtype).removeprefix("torch.")
-            book.losses.append(keep(loss, loss.is_cpu))
+            book.losses.append(keep(loss))
 
     def metrics_gather_begins(self, accelerator: Any, tensors: Any) -> Any:
         self._gather_rows = None
@@ -965,12 +1098,7 @@ class Observer:
     def metrics_gather_ends(self, accelerator: Any, rows: int | None, result: Any) -> None:
         watched = self.current
         trainer = watched.ref() if watched is not None else None
-        if (
-            watched is None
-            or trainer is None
-            or self._closed
-            or getattr(trainer, "accelerator", None) is not accelerator
-        ):
+        if watched is None or not self._is_here() or getattr(trainer, "accelerator", None) is not accelerator:
             return
         book = watched.evaluation
         what = book.expected.pop(0) if book is not None and book.expected else "other"
@@ -998,46 +1126,45 @@ class Observer:
 
     # -- optimizer and scheduler ------------------------------------------------------------------------------
 
-    def _is_of_trainer(self, attribute: str, thing: Any) -> Any:
-        """The observed Trainer if `thing` is its `attribute`."""
-        watched = self.current
-        if watched is None or self._closed or not self.trainer_id or get_ident() != self.thread:
-            return None
-        trainer = watched.ref()
-        return trainer if trainer is not None and getattr(trainer, attribute, None) is thing else None
-
     def clip_ends(self, accelerator: Any, max_norm: Any, norm: Any) -> None:
-        if self._is_of_trainer("accelerator", accelerator) is None or max_norm is None:
+        watched = self.current
+        if watched is None or id(accelerator) != watched.accelerator_id or not self._is_here() or max_norm is None:
             return
         limit = float(max_norm)
         if isinstance(norm, self.torch.Tensor) and not norm.is_cpu:
-            self._now().training.grad_norms.append(norm.detach())
+            watched.training.grad_norms.append(norm.detach())
             self.recorder.put(GRAD_NORM, (None, number(limit)))
         elif norm is not None:
             self.recorder.gradient_norm(float(norm), limit)
 
-    def optimizer_step_begins(self, optimizer: Any, closure: Any) -> Any:
-        return _rates(optimizer) if self._is_of_trainer("optimizer", optimizer) is not None else None
+    def _is_here(self) -> bool:
+        """Whether a Trainer is in focus and this is its thread."""
+        return self.trainer_id != 0 and get_ident() == self.thread
 
-    def optimizer_step_ends(self, optimizer: Any, rates: Any, result: Any) -> None:
-        if rates is not None:
-            skipped = bool(getattr(optimizer, "step_was_skipped", False))
-            self.recorder.rates(OPTIMIZER_STEP, rates, skipped)
+    def optimizer_step_ends(self, optimizer: Any, closure: Any, result: Any) -> None:
+        """The rates that the step used: it does not change them."""
+        watched = self.current
+        if watched is not None and id(optimizer) == watched.optimizer_id and self._is_here():
+            groups = getattr(optimizer, "optimizer", optimizer).param_groups
+            self.recorder.rates(OPTIMIZER_STEP, groups, bool(getattr(optimizer, "step_was_skipped", False)))
 
-    def scheduler_step_ends(self, scheduler: Any, token: Any, result: Any) -> None:
-        if self._is_of_trainer("lr_scheduler", scheduler) is not None:
-            optimizer = getattr(scheduler, "optimizer", None) or getattr(scheduler, "optimizers", None)
-            self.recorder.rates(SCHEDULER_STEP, _rates(optimizer))
+    def scheduler_step_ends(self, scheduler: Any, argument: Any, result: Any) -> None:
+        watched = self.current
+        if watched is not None and id(scheduler) == watched.scheduler_id and self._is_here():
+            self.recorder.rates(SCHEDULER_STEP, scheduler.optimizer.param_groups)
 
     def _hook_scheduler(self, watched: Watched) -> None:
         """The scheduler exists when training begins: hook the class that defines its `step`, and a bare optimizer."""
         trainer = watched.ref()
         scheduler = getattr(trainer, "lr_scheduler", None)
+        watched.scheduler_id = id(scheduler)
+        watched.optimizer_id = id(getattr(trainer, "optimizer", None))
+        watched.accelerator_id = id(getattr(trainer, "accelerator", None))
         owner = _definer(type(scheduler), "step")
         if owner is not None and owner not in self._scheduler_classes_done:
             self._scheduler_classes_done.add(owner)
             names = self._around(self._nothing, self.scheduler_step_ends)
-            self.patches.replace(owner, "step", wrapper_of(vars(owner)["step"], AROUND, names))
+            self.patches.replace(owner, "step", wrapper_of(vars(owner)["step"], AFTERWARDS, names))
         optimizer = getattr(trainer, "optimizer", None)
         if optimizer is not None and _definer(type(optimizer), "step") not in self._scheduler_classes_done:
             self.note(f"the optimizer ({type(optimizer).__name__}) is not accelerate's; its steps are not recorded")
@@ -1119,11 +1246,14 @@ class Observer:
         self.hooks.sort()
 
     def _hook_module(self, module: Any) -> None:
-        for name, moved in MOVED_TO_MODULE.items():
-            function = getattr(module, moved, None)
-            if is_plain_function(function) and moved in vars(module):
-                hooks = self._around(self.module_gather_begins, self.module_gather_ends)
-                self.patches.replace(module, moved, wrapper_of(function, AROUND, hooks))
+        around = {
+            "nested_gather": (self.module_gather_begins, self.module_gather_ends),
+            "rotate_checkpoints": (self.module_files_begin, self.module_files_end),
+        }
+        for moved, (before, after) in around.items():
+            function = vars(module).get(moved)
+            if is_plain_function(function):
+                self.patches.replace(module, moved, wrapper_of(function, AROUND, self._around(before, after)))
 
     def module_gather_begins(self, tensors: Any, _: Any) -> Any:
         return tensors
@@ -1131,16 +1261,30 @@ class Observer:
     def module_gather_ends(self, tensors: Any, token: Any, result: Any) -> None:
         self.gather_ends(None, tensors, result)
 
+    def module_files_begin(self, *_: Any) -> None:
+        if self._is_open():
+            self._scan(self._now())
+
+    def module_files_end(self, *_: Any) -> None:
+        if self._is_open():
+            self._scan(self._now())
+
+    def _is_open(self) -> bool:
+        """Whether a call of the Trainer in focus is open on this thread."""
+        if not self.trainer_id or self.current is None or get_ident() != self.thread:
+            return False
+        return bool(self.authors.caller(sys._getframe(2), BY_TRAINER))
+
     def _hook_accelerate(self) -> None:
         around: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[int, str]]] = {
-            "Accelerator.clip_grad_norm_": (self._second, self.clip_ends, (2, "max_norm")),
+            "Accelerator.clip_grad_norm_": (self._nothing, self.clip_ends, (2, "max_norm")),
             "Accelerator.gather": (self._nothing, self.plain_gather_ends, (1, "tensor")),
             "Accelerator.gather_for_metrics": (
                 self.metrics_gather_begins,
                 self.metrics_gather_ends,
                 (1, "input_data"),
             ),
-            "AcceleratedOptimizer.step": (self.optimizer_step_begins, self.optimizer_step_ends, (1, "closure")),
+            "AcceleratedOptimizer.step": (self._nothing, self.optimizer_step_ends, (1, "closure")),
         }
         for name, (module, owner, attribute) in OUTSIDE.items():
             cls: Any = getattr(sys.modules.get(module), owner, None)
@@ -1149,11 +1293,9 @@ class Observer:
                 continue
             before, after, argument = around[name]
             hooks = self._around(before, after)
-            self.patches.replace(cls, attribute, wrapper_of(function, AROUND, hooks, argument))
+            template = AFTERWARDS if before == self._nothing else AROUND
+            self.patches.replace(cls, attribute, wrapper_of(function, template, hooks, argument))
             self._scheduler_classes_done.add(cls)
-
-    def _second(self, owner: Any, argument: Any) -> Any:
-        return argument
 
     def _hook_loader(self) -> None:
         from torch.utils.data import dataloader
@@ -1181,7 +1323,8 @@ class Observer:
         self.patches.replace(iterator_class, "__next__", __next__)
         self.patches.replace(iterator_class, "_next_index", _next_index)
         data_loader = sys.modules.get("accelerate.data_loader")
-        if data_loader is not None and hasattr(data_loader, "send_to_device"):
+        copies = self.torch.cuda.is_available() or os.environ.get("WORLD_SIZE", "1") != "1"  # see batch_was_moved
+        if data_loader is not None and copies and hasattr(data_loader, "send_to_device"):
             hooks = self._around(self._move_begins, self._move_ends)
             function = data_loader.send_to_device
             if is_plain_function(function):
@@ -1271,7 +1414,7 @@ TIMED = {
 EVENTS_LOOKED_AT = frozenset({"on_train_begin", "on_log", "on_train_end", "on_init_end"})
 """Events before whose callbacks there is something to look at."""
 
-MOVED_TO_MODULE = {"_nested_gather": "nested_gather"}
+MOVED_TO_MODULE = {"_nested_gather": "nested_gather", "_rotate_checkpoints": "rotate_checkpoints"}
 """Methods that a later version made a function of the Trainer's module."""
 
 OUTSIDE = {
@@ -1283,6 +1426,9 @@ OUTSIDE = {
 }
 """Hooked points outside the Trainer: module, class, attribute."""
 
+
+_pack_callback, _CALLBACK_BYTES = PACKED[CALLBACK].pack_into, PACKED[CALLBACK].size
+_pack_callback_end, _CALLBACK_END_BYTES = PACKED[CALLBACK_END].pack_into, PACKED[CALLBACK_END].size
 
 # -- small questions ---------------------------------------------------------------------------------------
 
@@ -1321,11 +1467,18 @@ def _definer(cls: type, name: str) -> type | None:
 
 
 def _bits(control: Any) -> int:
-    values = control.__dict__
+    """The flags that are set, as a set of bits. Written out, because it runs at every event and every callback."""
     bits = 0
-    for flag, bit in FLAG_BITS.items():
-        if values.get(flag):
-            bits |= bit
+    if control.should_training_stop:
+        bits = 1
+    if control.should_epoch_stop:
+        bits += 2
+    if control.should_save:
+        bits += 4
+    if control.should_evaluate:
+        bits += 8
+    if control.should_log:
+        bits += 16
     return bits
 
 
@@ -1333,16 +1486,6 @@ def _plain_state(value: Any) -> Any:
     if isinstance(value, (list, tuple, dict)):
         return f"{type(value).__name__} of {len(value)}"
     return reduce_paths(value) if isinstance(value, str) else plain(value)
-
-
-def _rates(optimizer: Any) -> list[Any]:
-    """Learning rate of each parameter group; one that lives on a GPU is not read."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for i, rate in enumerate(rates):
-        if type(rate) is not float:
-            on_device = getattr(getattr(rate, "device", None), "type", "cpu") != "cpu"
-            rates[i] = None if on_device else float(rate)
-    return rates
 
 
 def _first_dimension(value: Any) -> int | None:

@@ -24,19 +24,17 @@ import warnings
 import weakref
 from pathlib import Path
 from time import perf_counter
+from types import FrameType
 from typing import Any
 
 import msgspec
 
 from minitrainer.trace import events
+from minitrainer.trace.patching import SOURCE_NAME
 from minitrainer.trace.rows import (
     CALL,
-    CALLBACK,
-    CALLBACK_END,
     CODES,
     DEFINITION,
-    EVENT,
-    EVENT_END,
     FIELDS,
     LINE_FEED,
     PACKED,
@@ -61,7 +59,10 @@ NOWHERE = 1 << 62
 COST_SAMPLE = 32
 """The recorder times itself on one row in so many; the clock on every row would double what it measures."""
 
-_OVERFLOWS = (struct.error, ValueError)
+NOT_A_NUMBER = math.nan
+"""How a packed row says that there is no number."""
+
+OVERFLOWS = (struct.error, ValueError)
 """What packing raises where there is no room, or no map any more."""
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
@@ -77,7 +78,8 @@ class Recorder:
     Attributes:
         position: bytes written so far.
         map: the mapped file. The wrappers of patched methods pack their two rows into it themselves (see probes.py).
-        entered, left: calls that were entered and left: two of the row counters. Their difference is what is open.
+        entered: calls so far. A call has two rows, the second a return or a raise.
+        events: packed rows of events and callbacks so far.
         slow_us: time spent in hooks that do more than write a row; they add to it themselves.
         dropped: rows that came after the disk was full.
         names: the interned names.
@@ -99,7 +101,7 @@ class Recorder:
         "closed",
         "dropped",
         "entered",
-        "left",
+        "events",
         "map",
         "names",
         "path",
@@ -111,14 +113,17 @@ class Recorder:
         self.path = Path(path)
         self.names = Names()
         self.position = 0
-        self.entered = self.left = self.dropped = self._other_rows = 0
+        self.entered = self.events = self.dropped = self._other_rows = 0
         self.slow_us = 0.0
         self.closed = False
         self._sampled_s, self._samples = 0.0, 0
         self._encode = msgspec.json.Encoder().encode
         self._pid = os.getpid()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        # A recording that is there may still be mapped by a process that writes it: cutting it short would kill that
+        # process (SIGBUS). It gets its own file, and the other one goes on without a name.
+        self.path.unlink(missing_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self.map: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
         self._segment_bytes = FIRST_SEGMENT_BYTES
         self._allocated_bytes = 0
@@ -132,86 +137,51 @@ class Recorder:
     @property
     def rows(self) -> int:
         """Rows written so far, definitions not counted, `Head` counted."""
-        return self._other_rows + self.entered + self.left - self.dropped
+        return self._other_rows + 2 * self.entered - _open_calls() + self.events - self.dropped
 
     # -- rows that happen many times a step -------------------------------------------
-
-    def event(self, event: int, step: int, epoch: float | None, lowered: int, raised: int) -> None:
-        fraction = math.nan if epoch is None else epoch
-        try:
-            _pack_event(
-                self.map, self.position, EVENT, event, step, fraction, lowered, raised, perf_counter(), LINE_FEED
-            )
-            self.position += _EVENT_BYTES
-            self._other_rows += 1
-        except _OVERFLOWS:
-            self.put(EVENT, (event, step, epoch, lowered, raised))
-
-    def event_end(self, raised: int) -> None:
-        try:
-            _pack_event_end(self.map, self.position, EVENT_END, raised, perf_counter(), LINE_FEED)
-            self.position += _EVENT_END_BYTES
-            self._other_rows += 1
-        except _OVERFLOWS:
-            self.put(EVENT_END, (raised,))
-
-    def callback(self, callback: int) -> None:
-        try:
-            _pack_callback(self.map, self.position, CALLBACK, callback, perf_counter(), LINE_FEED)
-            self.position += _CALLBACK_BYTES
-            self._other_rows += 1
-        except _OVERFLOWS:
-            self.put(CALLBACK, (callback,))
-
-    def callback_end(self) -> None:
-        try:
-            _pack_callback_end(self.map, self.position, CALLBACK_END, perf_counter(), LINE_FEED)
-            self.position += _CALLBACK_END_BYTES
-            self._other_rows += 1
-        except _OVERFLOWS:
-            self.put(CALLBACK_END, ())
 
     def state(self, field: int, site: int, old: Any, new: Any) -> None:
         """A field of the state; two integers or two floats are packed."""
         kind = type(new)
-        if type(old) is kind:
+        try:
+            if type(old) is not kind:
+                raise ValueError
             if kind is float:
-                packed, code = PACKED[STATE_OF_FLOATS], STATE_OF_FLOATS
+                _pack_floats(
+                    self.map, self.position, STATE_OF_FLOATS, field, site, old, new, perf_counter(), LINE_FEED
+                )
             elif kind is int:
-                packed, code = PACKED[STATE_OF_INTEGERS], STATE_OF_INTEGERS
+                _pack_integers(
+                    self.map, self.position, STATE_OF_INTEGERS, field, site, old, new, perf_counter(), LINE_FEED
+                )
             else:
-                self.put(STATE, (field, old, new, site))
-                return
-            try:
-                packed.pack_into(self.map, self.position, code, field, site, old, new, perf_counter(), LINE_FEED)
-                self.position += packed.size
-                self._other_rows += 1
-                return
-            except _OVERFLOWS:
-                pass
-        self.put(STATE, (field, old, new, site))
+                raise ValueError
+            self.position += _STATE_BYTES
+            self._other_rows += 1
+        except OVERFLOWS:
+            self.put(STATE, (field, old, new, site))
 
     def gradient_norm(self, norm: float, limit: float) -> None:
         try:
             _pack_norm(self.map, self.position, _NORM_CODE, norm, limit, perf_counter(), LINE_FEED)
             self.position += _NORM_BYTES
             self._other_rows += 1
-        except _OVERFLOWS:
+        except OVERFLOWS:
             self.put(_NORM_CODE, (number(norm), number(limit), norm > limit))
 
-    def rates(self, code: int, rates: list[Any], skipped: bool = False) -> None:
+    def rates(self, code: int, groups: list[dict[str, Any]], skipped: bool = False) -> None:
         """A step of the optimizer or the scheduler, with the rate of each parameter group."""
-        packed = RATES.get(len(rates))
         try:
-            if packed is None:
+            first, second = groups  # most models have two: with weight decay and without
+            rate, rate_of_second = first["lr"], second["lr"]
+            if type(rate) is not float or type(rate_of_second) is not float:
                 raise ValueError
-            packed.pack_into(
-                self.map, self.position, code, len(rates), skipped, *rates, perf_counter(), LINE_FEED
-            )
-            self.position += packed.size
+            _pack_two_rates(self.map, self.position, code, 2, skipped, rate, rate_of_second, perf_counter(), LINE_FEED)
+            self.position += _TWO_RATES_BYTES
             self._other_rows += 1
-        except _OVERFLOWS:
-            values = [None if rate is None else number(float(rate)) for rate in rates]
+        except OVERFLOWS:
+            values = [_rate(group["lr"]) for group in groups]
             self.put(code, (values, True) if skipped else (values,))
 
     # -- any row ------------------------------------------------------------------------
@@ -346,13 +316,31 @@ class Recorder:
         self.position = NOWHERE
 
 
-_pack_event, _EVENT_BYTES = PACKED[EVENT].pack_into, PACKED[EVENT].size
-_pack_event_end, _EVENT_END_BYTES = PACKED[EVENT_END].pack_into, PACKED[EVENT_END].size
-_pack_callback, _CALLBACK_BYTES = PACKED[CALLBACK].pack_into, PACKED[CALLBACK].size
-_pack_callback_end, _CALLBACK_END_BYTES = PACKED[CALLBACK_END].pack_into, PACKED[CALLBACK_END].size
+_pack_two_rates, _TWO_RATES_BYTES = RATES[2].pack_into, RATES[2].size
+_pack_floats, _pack_integers = PACKED[STATE_OF_FLOATS].pack_into, PACKED[STATE_OF_INTEGERS].pack_into
+_STATE_BYTES = PACKED[STATE_OF_FLOATS].size
 _NORM_CODE = CODES[events.GradNorm]
 _pack_norm, _NORM_BYTES = PACKED[_NORM_CODE].pack_into, PACKED[_NORM_CODE].size
 _CALL_BYTES, _RETURN_BYTES = PACKED[CALL].size, PACKED[RETURN].size
+
+
+def _rate(rate: Any) -> events.Number:
+    """A learning rate as it stands in a record; one that lives on a GPU is not read."""
+    on_device = getattr(getattr(rate, "device", None), "type", "cpu") != "cpu"
+    return None if on_device else number(float(rate))
+
+
+def _open_calls() -> int:
+    """Wrappers on this thread's stack that have entered a call and not left it: none, unless a recording is closed
+    from inside the run."""
+    count = 0
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == SOURCE_NAME and "_t_pack_return" in code.co_names:
+            count += 1
+        frame = frame.f_back
+    return count
 
 
 def wrapper_names(recorder: Recorder) -> dict[str, Any]:
@@ -363,7 +351,7 @@ def wrapper_names(recorder: Recorder) -> dict[str, Any]:
         "_t_clock": perf_counter,
         "_t_pack_call": PACKED[CALL].pack_into,
         "_t_pack_return": PACKED[RETURN].pack_into,
-        "_t_overflows": _OVERFLOWS,
+        "_t_overflows": OVERFLOWS,
     }
 
 

@@ -32,6 +32,7 @@ reader stops there, or at a row without its line feed, and says so (`Reading.com
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -426,7 +427,10 @@ class RowSplitter:
         if kind == EVENT_END:
             return (EVENT_END, at, fields[1])
         if kind == STATE_OF_INTEGERS or kind == STATE_OF_FLOATS:
-            return (STATE, at, fields[1], fields[3], fields[4], fields[2])
+            old, new = fields[3], fields[4]
+            if old - old != 0 or new - new != 0:
+                old, new = _number(old), _number(new)
+            return (STATE, at, fields[1], old, new, fields[2])
         if kind in RATE_KINDS:
             rates = [_number(rate) for rate in fields[3:-2]]
             return (kind, at, rates, True) if fields[2] else (kind, at, rates)
@@ -614,15 +618,16 @@ def canonical(records: Iterable[Record]) -> Iterator[Record]:
 
 
 PORTABLE_VERSIONS = ("transformers", "accelerate")
-"""What decides how a Trainer behaves. Python's and torch's versions do not: the losses of the flow scenarios are exact."""
+"""What decides how a Trainer behaves. Python's and torch's do not: the losses of the flow scenarios are exact."""
 
 
 def portable(records: Iterable[Record]) -> Iterator[Record]:
     """Bring records to the portable canonical level: all that two implementations of one behaviour share.
 
-    On top of `canonical`, left out are: versions but `PORTABLE_VERSIONS`; hooks; file and line of authors; the mixin that holds a method; modules of
-    class names; and calls of methods that the library defines and 4.31.0 does not have (`Call.private`), whose
-    content moves up one level. An author inside such a method becomes the innermost public method around it.
+    On top of `canonical`, left out are: versions but `PORTABLE_VERSIONS`; hooks; file and line of authors; the mixin
+    that holds a method; modules of class names; and calls of methods that the library defines and 4.31.0 does not have
+    (`Call.private`), whose content moves up one level. An author inside such a method becomes the innermost public
+    method around it.
     Methods that a user's subclass defines stay, whatever their name. Two files of this level are equal after their
     first line exactly when the two Trainers did the same, in the same order, with the same numbers.
     """
@@ -734,21 +739,21 @@ def plain_row(record: Record, at_us: int) -> list[Any]:
 
 
 def _without_trailing_defaults(kind: type[Record], values: list[Any]) -> list[Any]:
-    defaults = {field.name: field for field in msgspec.structs.fields(kind)}
-    names = FIELDS[kind]
+    defaults = _defaults_of(kind)
     keep = len(values)
-    while keep:
-        field = defaults[names[keep - 1]]
-        if field.default is not msgspec.NODEFAULT:
-            default = field.default
-        elif field.default_factory is not msgspec.NODEFAULT:
-            default = field.default_factory()
-        else:
-            break
-        if values[keep - 1] != default:
-            break
+    while keep and defaults[keep - 1] is not msgspec.NODEFAULT and values[keep - 1] == defaults[keep - 1]:
         keep -= 1
     return values[:keep]
+
+
+@functools.cache
+def _defaults_of(kind: type[Record]) -> list[Any]:
+    """Default of every field of a row, `NODEFAULT` for none. Asking msgspec compiles annotations: once is enough."""
+    defaults = {}
+    for field in msgspec.structs.fields(kind):
+        makes = field.default_factory is not msgspec.NODEFAULT
+        defaults[field.name] = field.default_factory() if makes else field.default  # type: ignore[operator, misc]
+    return [defaults[name] for name in FIELDS[kind]]
 
 
 def write_rows(records: Iterable[Record], path: str | os.PathLike[str]) -> int:
