@@ -1,7 +1,7 @@
 """The committed traces are what the real 4.31.0 does, and what ours does, byte for byte.
 
-`traces/` was recorded from the real transformers 4.31.0. It is recorded again here: from the real one, from ours in the
-same isolated environment, and from ours in the everyday environment, with whatever transformers is installed.
+`traces/` was recorded from the real transformers 4.31.0. It is recorded here again: from the real one, and from ours in
+the same isolated environment and in the everyday one, with whatever transformers is installed.
 """
 
 import filecmp
