@@ -107,7 +107,7 @@ def _portable_file(reading: Reading):
         return open(reading.path, "rb")
     from minitrainer.trace.rows import encode_canonical
 
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    file = tempfile.TemporaryFile()
     try:
         lines = []
         for record in portable(reading):

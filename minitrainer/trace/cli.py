@@ -26,6 +26,9 @@ COMMANDS = {
     "stats": (".commands", "count what a trace holds, and what recording it cost"),
     "export": (".commands", "write a trace as canonical lines, Markdown, JSON or for Perfetto"),
     "compare": (".compare", "tell what differs between two traces, or between two Trainers in one scenario"),
+    "audit": (".audit", "tell whether losses, gradients and sample counts of a run are what they should be"),
+    "since": (".history", "walk the milestones of upstream and tell what changed at each"),
+    "bisect": (".history", "find the release in which a finding first appears"),
     "upstream": (".upstream", "install, list or remove isolated transformers versions"),
 }
 

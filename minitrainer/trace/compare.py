@@ -31,6 +31,7 @@ from typing import Any
 from minitrainer.trace import defaults, events
 from minitrainer.trace.aligning import CLOSERS, OPENERS, Alignment, align
 from minitrainer.trace.blocks import Blocks, Key, depths_among, read_line, split, values_by_line
+from minitrainer.trace.command_words import own_options_out_of
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.findings import (
     KINDS,
@@ -669,7 +670,11 @@ def _options() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command that was parsed and return its exit status."""
-    words = _own_options_out_of(options)
+    words = own_options_out_of(options, _options(), "compare")
+    if not options.trainers:
+        for word in words:
+            if word.startswith("-"):
+                raise UsageError(f"compare has no option {word} (see compare --help)")
     if options.trainers:
         if not words:
             raise UsageError("--trainers needs a scenario or a script to run")
@@ -696,28 +701,6 @@ def main(options: argparse.Namespace) -> int:
     return EQUAL if comparison.equal else DIFFERENT
 
 
-def _own_options_out_of(options: argparse.Namespace) -> list[str]:
-    """Take our options out of the words after the first one; what follows a lone -- is left alone."""
-    words = options.what
-    end = words.index("--") if "--" in words else len(words)
-    parser = _options()
-
-    def error(message: str) -> None:
-        raise UsageError(f"{message} (see compare --help)")
-
-    parser.error = error  # type: ignore[method-assign,assignment]
-    later, rest = parser.parse_known_args(words[:end])
-    for name, value in vars(later).items():
-        if value != parser.get_default(name):
-            setattr(options, name, value)
-    rest += words[end + 1 :]
-    if not options.trainers:
-        for word in rest:
-            if word.startswith("-"):
-                raise UsageError(f"compare has no option {word} (see compare --help)")
-    return rest
-
-
 def record_both(
     trainers: list[str], what: str, words: list[str], out: Path | None = None, nproc: str | None = None
 ) -> tuple[Path, Path]:
@@ -738,13 +721,20 @@ def record_both(
     return folders[0], folders[1]
 
 
-def record(trainer: str, what: str, words: list[str], folder: Path, nproc: str | None = None) -> None:
+def record(
+    trainer: str,
+    what: str,
+    words: list[str],
+    folder: Path,
+    nproc: str | None = None,
+    variables: dict[str, str] | None = None,
+) -> None:
     """Run a scenario or script with one Trainer in a process of its own and leave its trace in `folder`."""
     from minitrainer.trace import scenarios
 
     ours = ["--trainer", trainer, "--quiet", "--out", str(folder), *(["--nproc", nproc] if nproc else [])]
     after = [what, *ours, *words] if what in scenarios.SCENARIOS else [*ours, what, *words]
-    environment = dict(os.environ)
+    environment = {**os.environ, **(variables or {})}
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     # What the run itself prints goes to stderr: stdout is the report's, which may be JSON.

@@ -658,7 +658,7 @@ def _is_multiple(a: float, b: float, factor: float) -> bool:
     if not (math.isfinite(a) and math.isfinite(b)) or a == 0.0:
         return False
     # a logged value may be rounded on either side, at four digits
-    return abs(b - factor * a) <= max(1e-5 * abs(b), ROUNDING * (1 + abs(factor)) if _looks_rounded(a, b) else 0.0)
+    return abs(b - factor * a) <= max(1e-4 * abs(b), ROUNDING * (1 + abs(factor)) if _looks_rounded(a, b) else 0.0)
 
 
 def _looks_rounded(a: float, b: float) -> bool:

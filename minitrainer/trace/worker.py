@@ -31,11 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     split = words.index("--")
     options, rest = parser.parse_args(words[:split]), words[split + 1 :]
+    if os.environ.get("MINITRAINER_AUDIT") == "1":
+        from . import audit_probe
+
+        audit_probe.install(options.out)
     if options.scenario:
         return _run_scenario(options, rest)
     from .script import run_script
 
-    return run_script(options.script, rest, options.out)
+    status = run_script(options.script, rest, options.out)
+    if options.library in sys.modules:  # the script's own import of it
+        from . import defaults
+
+        defaults.write(sys.modules[options.library], options.out)
+    return status
 
 
 def _run_scenario(options: argparse.Namespace, rest: list[str]) -> int:
