@@ -97,11 +97,17 @@ class Audit:
         return [*said, *self.notes]
 
 
+_SUM = "sum_of_micro_batch_means"
+
 _RULES = {
     "mean_of_micro_batch_means": "the mean of the micro-batches' means, each weighing the same however many "
     "samples or tokens it holds",
     "mean_of_batch_means": "the mean of the batches' means, each weighing as much as it has samples, however many "
     "tokens count in it",
+    _SUM: "the sum of the micro-batches' means, where their mean belongs: nothing divides by how many there are",
+    "mean_over_all_labels": "the sum divided by all labels, those of the first tokens included, which nothing predicts",
+    "mean_of_means_over_all_labels": "the mean of the batches' sums each divided by all its labels, those of the first "
+    "tokens included, which nothing predicts",
 }
 
 
@@ -118,16 +124,20 @@ def sentence(check: Check, counts: dict[str, float]) -> str:
         f"{check.should[first]:.6g} ({check.of}); {off} of {times} times"
     )
     for rule, numbers in check.else_equal.items():
-        if all(_near(a, b) for a, b in zip(numbers, check.was, strict=True)):
+        if rule != _SUM and all(_near(a, b) for a, b in zip(numbers, check.was, strict=True)):
             return f"not exact: {said.removeprefix('wrong: ')}. It is {_RULES[rule]}"
     factor = check.factor
-    if factor is not None:
+    has_factor = factor is not None and abs(factor - 1) > 0.02
+    if factor is not None and has_factor and _equals(factor, counts):
         return f"{said}. It is {factor:.3f} × what it should be{_equals(factor, counts)}"
+    if _SUM in check.else_equal and all(_near(a, b) for a, b in zip(check.else_equal[_SUM], check.was, strict=True)):
+        return f"{said}. It is {_RULES[_SUM]}"
+    if has_factor:
+        return f"{said}. It is {factor:.3f} × what it should be"
     for rule, numbers in check.else_equal.items():
         ratios = [b / a for a, b in zip(numbers, check.was, strict=True) if a]
         if ratios and max(ratios) - min(ratios) <= 2e-3 * max(ratios):
-            named = _equals(ratios[0], counts)
-            return f"{said}. It is {ratios[0]:.3f} × {_RULES[rule]}{named}"
+            return f"{said}. It is {ratios[0]:.3f}{_equals(ratios[0], counts)} times {_RULES[rule]}"
     ratios = [b / a for a, b in zip(check.should, check.was, strict=True) if a]
     return f"{said}. The factor is no constant: {min(ratios):.4f} to {max(ratios):.4f}" if ratios else said
 
@@ -139,7 +149,7 @@ def _equals(factor: float, counts: dict[str, float]) -> str:
         for other, other_count in names[i + 1 :]:
             candidates += [(f"{name} × {other}", count * other_count), (f"{name} / {other}", count / other_count)]
             candidates += [(f"{other} / {name}", other_count / count)]
-    equal = [name for name, count in candidates if abs(count - factor) <= 3e-3 * factor]
+    equal = [name for name, count in candidates if count != 1 and abs(count - factor) <= 3e-3 * factor]
     return f" = {' = '.join(equal)}" if equal else ""
 
 
@@ -183,12 +193,12 @@ def _measured(folder: Path, rank: int) -> list[dict[str, Any]] | None:
 
 @dataclass
 class _Step:
-    """One step over all ranks: the right mean, the mean of its micro-batches' means, and the same of gradients."""
+    """One step over all ranks: its loss and gradient norm as they should be, and by each other rule."""
 
     mean: float
-    mean_of_means: float
+    mean_by_rule: dict[str, float]
     grad_norm: float
-    grad_norm_of_means: float
+    grad_norm_by_rule: dict[str, float]
 
 
 def _steps(by_rank: list[list[dict[str, Any]]]) -> list[_Step]:
@@ -196,11 +206,23 @@ def _steps(by_rank: list[list[dict[str, Any]]]) -> list[_Step]:
     for together in zip(*by_rank, strict=False):  # a rank that was killed has fewer
         sums = [loss_sum for line in together for loss_sum in line["loss_sums"]]
         units = [count for line in together for count in line["units"]]
+        labels = sum(count for line in together for count in line["labels"])
         means = [loss_sum / count for loss_sum, count in zip(sums, units, strict=True) if count]
-        mean = sum(sums) / max(sum(units), 1)
-        steps.append(_Step(mean, sum(means) / max(len(means), 1), together[0]["grad_norm"],
-                           together[0]["grad_norm_of_means"]))  # fmt: skip
+        passes = max(len(means), 1)
+        norm, norm_of_means = together[0]["grad_norm"], together[0]["grad_norm_of_means"]
+        by_rule = {"mean_of_micro_batch_means": sum(means) / passes, _SUM: sum(means)}
+        norm_by_rule = {"mean_of_micro_batch_means": norm_of_means, _SUM: norm_of_means * passes}
+        if labels != sum(units):
+            by_rule["mean_over_all_labels"] = sum(sums) / labels
+            norm_by_rule["mean_over_all_labels"] = norm * sum(units) / labels
+        steps.append(_Step(sum(sums) / max(sum(units), 1), by_rule, norm, norm_by_rule))
     return steps
+
+
+def _mean_by_rule(steps: list[_Step]) -> dict[str, float]:
+    """By each rule that is known of all these steps, the mean of their losses."""
+    rules = [rule for rule in steps[0].mean_by_rule if all(rule in step.mean_by_rule for step in steps)]
+    return {rule: sum(step.mean_by_rule[rule] for step in steps) / len(steps) for rule in rules}
 
 
 def _training_loss(recorded: Iterable[Any], steps: list[_Step]) -> Check:
@@ -211,12 +233,7 @@ def _training_loss(recorded: Iterable[Any], steps: list[_Step]) -> Check:
             continue
         was, since = as_float(record.logs["loss"]), steps[done : record.step]
         if was is not None and since:
-            check.add(
-                record.step,
-                sum(step.mean for step in since) / len(since),
-                was,
-                mean_of_micro_batch_means=sum(step.mean_of_means for step in since) / len(since),
-            )
+            check.add(record.step, sum(step.mean for step in since) / len(since), was, **_mean_by_rule(since))
         done = record.step
     return check
 
@@ -227,9 +244,8 @@ def _train_loss(recorded: Iterable[Any], steps: list[_Step]) -> Check:
         if type(record) is events.Log and "train_loss" in record.logs and record.step == len(steps):
             was = as_float(record.logs["train_loss"])
             if was is not None:
-                means = sum(step.mean_of_means for step in steps) / len(steps)
-                check.add(record.step, sum(step.mean for step in steps) / len(steps), was,
-                          mean_of_micro_batch_means=means)  # fmt: skip
+                mean = sum(step.mean for step in steps) / len(steps)
+                check.add(record.step, mean, was, **_mean_by_rule(steps))
     return check
 
 
@@ -239,32 +255,43 @@ def _gradient(recorded: Iterable[Any], steps: list[_Step]) -> Check:
     if len(norms) == len(steps):
         for number, (norm, step) in enumerate(zip(norms, steps, strict=True), start=1):
             if norm is not None:
-                check.add(number, step.grad_norm, norm, mean_of_micro_batch_means=step.grad_norm_of_means)
+                check.add(number, step.grad_norm, norm, **step.grad_norm_by_rule)
     return check
 
 
 def _evaluation(recorded: list[Any], by_rank: list[list[dict[str, Any]]]) -> list[Check]:
-    """Evaluation losses: the batches of one evaluation are those that the trace counts for it, on every rank."""
+    """Evaluation losses: the batches of one evaluation are those that the trace counts for it, on every rank.
+
+    Ranks take turns, batch by batch; what they evaluate beyond the data set, to be equally long, is cut off at its end.
+    """
     checks: dict[str, Check] = {}
     position = 0
     for i, record in enumerate(recorded):
         if type(record) is not events.EvalLoss:
             continue
-        batches = [line for lines in by_rank for line in lines[position : position + len(record.losses)]]
+        batches = [lines[position : position + len(record.losses)] for lines in by_rank]
         position += len(record.losses)
         was = as_float(record.logged)
-        if was is None or not batches or not sum(line["units"] for line in batches):
+        in_order = [line for together in zip(*batches, strict=False) for line in together]
+        sums = [loss_sum for line in in_order for loss_sum in line["loss_sums"]][: record.kept]
+        units = [count for line in in_order for count in line["units"]][: record.kept]
+        if was is None or not sum(units):
             continue
         check = checks.setdefault(record.key, Check(record.key, "the mean over all evaluated samples (or tokens)"))
-        counted_batches = [line for line in batches if line["units"]]
-        weighted = sum(line["loss_sum"] / line["units"] * line["rows"] for line in counted_batches)
-        check.add(
-            _step_before(recorded, i),
-            sum(line["loss_sum"] for line in batches) / sum(line["units"] for line in batches),
-            was,
-            mean_of_batch_means=weighted / max(sum(line["rows"] for line in counted_batches), 1),
-        )
+        by_rule = {"mean_of_batch_means": _repeated(in_order, record.kept, [sum(line["units"]) for line in in_order])}
+        labels = [line["labels"] for line in in_order]
+        if sum(labels) != sum(sum(line["units"]) for line in in_order):
+            by_rule["mean_of_means_over_all_labels"] = _repeated(in_order, record.kept, labels)
+        check.add(_step_before(recorded, i), sum(sums) / sum(units), was, **by_rule)
     return list(checks.values())
+
+
+def _repeated(batches: list[dict[str, Any]], kept: int, divisors: list[int]) -> float:
+    """Mean over samples where each counts with the loss of its batch: the batch's sum divided by its divisor."""
+    losses: list[float] = []
+    for batch, divisor in zip(batches, divisors, strict=True):
+        losses += [sum(batch["loss_sums"]) / max(divisor, 1)] * len(batch["units"])
+    return sum(losses[:kept]) / max(len(losses[:kept]), 1)
 
 
 def _step_before(recorded: list[Any], i: int) -> int:

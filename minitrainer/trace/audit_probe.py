@@ -16,7 +16,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 from torch.nn import functional
@@ -36,6 +36,7 @@ class Pass:
     device_random_state: torch.Tensor | None
     loss_sum: float
     units: int
+    labels: int
 
 
 def install(folder: str | os.PathLike[str]) -> Probe:
@@ -74,15 +75,18 @@ class Probe:
         measured = unit_losses(module, inputs, output)
         if measured is None:
             return
-        losses = measured.detach().double()
+        losses = measured.losses.detach().double()
         state, self._state = self._state or (torch.get_rng_state(), None), None
         if torch.is_grad_enabled():
             kept = {name: value.detach() if torch.is_tensor(value) else value for name, value in inputs.items()}
             kept.pop("num_items_in_batch", None)
-            self.passes.append(Pass(module, kept, *state, float(losses.sum()), losses.numel()))
+            self.passes.append(Pass(module, kept, *state, float(losses.sum()), losses.numel(), measured.labels))
         else:
-            self._write({"kind": "evaluated", "step": self.steps, "loss_sum": float(losses.sum()),
-                         "units": losses.numel(), "rows": _rows_of(inputs)})  # fmt: skip
+            rows = _rows_of(inputs)
+            sums = torch.zeros(rows, dtype=torch.float64).index_add_(0, measured.rows.cpu(), losses.cpu())
+            units = torch.bincount(measured.rows.cpu(), minlength=rows)
+            line = {"kind": "evaluated", "step": self.steps, "loss_sums": sums.tolist(), "units": units.tolist()}
+            self._write({**line, "labels": measured.labels})
 
     def before_step(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
         if self.is_measuring or not self.passes:
@@ -99,6 +103,7 @@ class Probe:
                 "step": self.steps,
                 "loss_sums": [one.loss_sum for one in self.passes],
                 "units": [one.units for one in self.passes],
+                "labels": [one.labels for one in self.passes],
                 "grad_norm": norm,
                 "grad_norm_of_means": norm_of_means,
             }
@@ -123,7 +128,7 @@ class Probe:
             with torch.enable_grad():
                 losses = unit_losses(module, one.inputs, module(**one.inputs))
                 assert losses is not None
-                gradients = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+                gradients = torch.autograd.grad(losses.losses.sum(), parameters, allow_unused=True)
             torch.set_rng_state(state)
             if on_device is not None:
                 torch.cuda.set_rng_state(on_device)
@@ -154,11 +159,25 @@ def _rows_of(inputs: dict[str, Any]) -> int:
     return next((value.shape[0] for value in inputs.values() if torch.is_tensor(value) and value.dim()), 0)
 
 
-def unit_losses(module: Any, inputs: dict[str, Any], output: Any) -> torch.Tensor | None:
+class UnitLosses(NamedTuple):
+    """The losses of one forward pass.
+
+    Attributes:
+        losses: one element for each label that counts.
+        rows: for each of them, which sample of the batch it belongs to.
+        labels: labels that are not -100, the first token of a causal model's rows included, which nothing predicts.
+    """
+
+    losses: torch.Tensor
+    rows: torch.Tensor
+    labels: int
+
+
+def unit_losses(module: Any, inputs: dict[str, Any], output: Any) -> UnitLosses | None:
     """The loss of each sample (classification, question answering) or token (the others) of one forward pass.
 
     Returns:
-        A vector, one element for each label that counts; None where the pass has no labels or is of no known kind.
+        None where the pass has no labels or is of no known kind.
     """
     if not hasattr(output, "get"):
         return None
@@ -166,31 +185,37 @@ def unit_losses(module: Any, inputs: dict[str, Any], output: Any) -> torch.Tenso
     if start is not None and end is not None:
         if inputs.get("start_positions") is None:
             return None
-        return (
-            _position_losses(start, inputs["start_positions"]) + _position_losses(end, inputs["end_positions"])
-        ) / 2
+        starts = _position_losses(start, inputs["start_positions"])
+        ends = _position_losses(end, inputs["end_positions"])
+        return _one_a_row((starts + ends) / 2)
     logits, labels = output.get("logits"), inputs.get("labels")
     if logits is None or labels is None or not torch.is_tensor(logits):
         return None
     if labels.is_floating_point():
-        return ((logits.float().squeeze(-1) - labels.float()) ** 2).reshape(-1)
+        return _one_a_row(((logits.float().squeeze(-1) - labels.float()) ** 2).reshape(len(labels), -1).mean(1))
+    counted_labels = int((labels != IGNORED_LABEL).sum())
+    rows = torch.arange(len(labels), device=labels.device)
     if logits.dim() == 3 and labels.dim() == 2:
-        name = type(module).__name__
-        if name.endswith(("ForCausalLM", "LMHeadModel")):
+        if type(module).__name__.endswith(("ForCausalLM", "LMHeadModel")):
             logits, labels = logits[:, :-1], labels[:, 1:]
+        rows = rows[:, None].expand_as(labels).reshape(-1)
         logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     if logits.dim() != 2 or labels.dim() != 1 or logits.shape[0] != labels.shape[0]:
         return None
     counts = labels != IGNORED_LABEL
-    return functional.cross_entropy(logits.float()[counts], labels[counts], reduction="none")
+    losses = functional.cross_entropy(logits.float()[counts], labels[counts], reduction="none")
+    return UnitLosses(losses, rows[counts], counted_labels)
+
+
+def _one_a_row(losses: torch.Tensor) -> UnitLosses:
+    return UnitLosses(losses, torch.arange(len(losses), device=losses.device), len(losses))
 
 
 def _position_losses(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Losses of answers' positions; those outside the text are ignored, as the models do."""
+    """Losses of answers' positions; one outside the text is ignored, as the models do, and counts as no loss."""
     ignored = logits.shape[1]
     positions = positions.reshape(-1).clamp(0, ignored)
-    inside = positions < ignored
-    return functional.cross_entropy(logits.float()[inside], positions[inside], reduction="none")
+    return functional.cross_entropy(logits.float(), positions, reduction="none", ignore_index=ignored)
 
 
 # Read next: audit.py, which compares these numbers with those of the Trainer.

@@ -145,9 +145,9 @@ def bisect(search: Search, good: str, bad: str, wanted: str | None) -> Bisection
     for version, trace in traces.items():
         if trace is None:
             raise UsageError(f"transformers {version} can't be recorded: {search.skipped.get(version, '')}")
-    reference = traces[good]
-    assert reference is not None and traces[bad] is not None
-    comparison = compare_runs(reference, traces[bad])
+    reference, other = traces[good], traces[bad]
+    assert reference is not None and other is not None
+    comparison = compare_runs(reference, other)
     finding = _chosen(comparison, wanted, good, bad)
 
     def shows_it(version: str) -> bool | None:

@@ -47,6 +47,15 @@ def test_a_mean_of_means_is_not_exact_rather_than_wrong():
     assert said.startswith("not exact: ") and "mean of the micro-batches' means" in said
 
 
+def test_a_sum_in_the_place_of_a_mean_is_recognised():
+    made = check([0.7, 0.7], [2.8, 1.4], sum_of_micro_batch_means=[2.8, 1.4], mean_of_micro_batch_means=[0.7, 0.7])
+    assert "the sum of the micro-batches' means, where their mean belongs" in sentence(made, COUNTS)
+
+
+def test_a_small_factor_is_not_named():
+    assert "=" not in sentence(check([1.0, 1.0], [1.001, 1.001]), {"ranks": 2.0, "accumulation steps": 2.0})
+
+
 def test_an_audit_without_checks_does_not_pass():
     assert not Audit([], {}, []).passed
     assert Audit([check([1.0], [1.0])], {}, []).passed
@@ -60,16 +69,17 @@ def test_losses_of_samples_and_tokens_average_to_the_models_own():
     inputs = {"input_ids": torch.randint(0, 20, (3, 5)), "labels": torch.tensor([0, 1, 1])}
     output = bert(**inputs)
     losses = unit_losses(bert, inputs, output)
-    assert losses is not None and losses.shape == (3,)
-    torch.testing.assert_close(losses.mean(), output.loss)
+    assert losses is not None and losses.losses.shape == (3,) and losses.rows.tolist() == [0, 1, 2]
+    torch.testing.assert_close(losses.losses.mean(), output.loss)
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8)).eval()
     labels = torch.randint(0, 20, (2, 6))
     labels[0, :4] = -100
     inputs = {"input_ids": torch.randint(0, 20, (2, 6)), "labels": labels}
     output = gpt(**inputs)
     losses = unit_losses(gpt, inputs, output)
-    assert losses is not None and losses.shape == (7,)  # the first token of each row is predicted from nothing
-    torch.testing.assert_close(losses.mean(), output.loss)
+    assert losses is not None and losses.losses.shape == (7,)  # the first token of each row is predicted from nothing
+    torch.testing.assert_close(losses.losses.mean(), output.loss)
+    assert losses.rows.tolist() == [0] * 2 + [1] * 5 and losses.labels == 8
     assert unit_losses(gpt, {"input_ids": labels}, output) is None
 
 
