@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from .subjects import EVENTS, METRICS, PREPROCESS, TOKEN_MODELS
+from .subjects import EVENTS, TOKEN_MODELS
 
 # -- the case --------------------------------------------------------------------------------------------------------
 
@@ -602,7 +602,5 @@ def invalid_cases(draw: st.DrawFn) -> Case:
                 fields[name] = value
     return Case(**fields)
 
-
-assert set(METRICS) >= {"none", "digest", "broken"} and "none" in PREPROCESS
 
 # Read next: tests/parity/run.py
