@@ -116,7 +116,14 @@ def test_two_runs_give_the_same_canonical_trace(name: str, tmp_path: Path) -> No
     traces = []
     for i in range(2):
         folder = tmp_path / f"out{i}"
-        run(library, folder, tmp_path / f"trace{i}", evaluation_strategy="epoch", save_strategy="epoch", num_train_epochs=2)
+        run(
+            library,
+            folder,
+            tmp_path / f"trace{i}",
+            evaluation_strategy="epoch",
+            save_strategy="epoch",
+            num_train_epochs=2,
+        )
         records = read(tmp_path / f"trace{i}" / "rank0.rows")
         traces.append(b"\n".join(map(encode_canonical, canonical(records))))
     assert traces[0] == traces[1]
@@ -132,8 +139,16 @@ def everything_patched(library: Any) -> dict[tuple[str, str], Any]:
     root = library.Trainer
     handler = inspect.getmodule(next(c for c in root.__mro__ if c.__name__ == "Trainer"))
     owners: list[Any] = [*root.__mro__[:-1], accelerate.Accelerator, AcceleratedOptimizer, loader._BaseDataLoaderIter]
-    owners += [library.TrainerCallback, library.TrainerControl, library.TrainerState, torch.optim.lr_scheduler.LRScheduler]
-    owners += [library.Trainer.__init__.__globals__["CallbackHandler"], library.Trainer.__init__.__globals__["DefaultFlowCallback"]]
+    owners += [
+        library.TrainerCallback,
+        library.TrainerControl,
+        library.TrainerState,
+        torch.optim.lr_scheduler.LRScheduler,
+    ]
+    owners += [
+        library.Trainer.__init__.__globals__["CallbackHandler"],
+        library.Trainer.__init__.__globals__["DefaultFlowCallback"],
+    ]
     assert handler is not None
     return {(owner.__name__, name): value for owner in owners for name, value in vars(owner).items()} | {
         (handler.__name__, name): value for name, value in vars(handler).items() if callable(value)

@@ -174,7 +174,9 @@ def test_a_file_cut_at_any_byte_gives_every_whole_row(tmp_path: Path) -> None:
             reading = read(tmp_path / "cut.rows")
             records = list(reading)
             assert records == whole[: len(records)] and not reading.complete
-            assert (reading.torn_bytes == 0) == (reading.rows == len(records) and _ends_a_row(content[:length], records))
+            assert (reading.torn_bytes == 0) == (
+                reading.rows == len(records) and _ends_a_row(content[:length], records)
+            )
 
 
 def _ends_a_row(content: bytes, records: list[events.Record]) -> bool:
@@ -202,7 +204,10 @@ def _ends_a_row(content: bytes, records: list[events.Record]) -> bool:
         (b'{"kind":"head","schema":1,"form":"rows"}\nnonsense\n[21,5,"x"]\n', "is not a row"),
         (b'{"kind":"head","schema":1,"form":"rows"}\n[18,5,"x",3]\n', "not a row of this schema"),
         (b'{"kind":"head","schema":1,"form":"canonical"}\n{"kind":"call"}\n', "not a trace record"),
-        (b'{"kind":"head","schema":1,"form":"canonical"}\nnonsense\n{"kind":"note","text":""}\n', "not a trace record"),
+        (
+            b'{"kind":"head","schema":1,"form":"canonical"}\nnonsense\n{"kind":"note","text":""}\n',
+            "not a trace record",
+        ),
     ],
 )
 def test_other_files_get_one_clear_line(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -222,7 +227,9 @@ def test_kinds_that_a_later_version_added_are_skipped(tmp_path: Path) -> None:
     line = msgspec.json.encode(head()) + b"\n"
     (tmp_path / "a").write_bytes(line + b'[200,5,"new"]\n[21,6,"known"]\n')
     assert [type(record) for record in read(tmp_path / "a")] == [events.Head, events.Note]
-    (tmp_path / "b").write_bytes(line.replace(b"rows", b"canonical") + b'{"kind":"new","x":1}\n{"kind":"note","text":"k"}\n')
+    (tmp_path / "b").write_bytes(
+        line.replace(b"rows", b"canonical") + b'{"kind":"new","x":1}\n{"kind":"note","text":"k"}\n'
+    )
     assert [type(record) for record in read(tmp_path / "b")] == [events.Head, events.Note]
 
 
@@ -334,7 +341,9 @@ def test_no_room_stops_the_recording_with_one_warning_and_nothing_else(tmp_path:
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("this machine does not let us mount a disk")
     try:
         recorder = Recorder(disk / "a.rows", head())
@@ -350,7 +359,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def test_turning_warnings_into_errors_does_not_reach_the_caller(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_turning_warnings_into_errors_does_not_reach_the_caller(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     import warnings
 
     recorder = Recorder(tmp_path / "a.rows", head())
