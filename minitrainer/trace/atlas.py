@@ -1,7 +1,8 @@
 """Makes the atlas: for each milestone and each flow scenario, what an observer sees differ from the milestone before.
 
-    python -m minitrainer.trace.atlas                      make traces/atlas/ anew (`make atlas`)
-    python -m minitrainer.trace.atlas --only 4.31.0 5.24.0 one-epoch    these two versions and scenarios, elsewhere
+    python -m minitrainer.trace.atlas            record everything and make traces/atlas/ anew (`make atlas`)
+    python -m minitrainer.trace.atlas --only 4.31.0 4.36.2 --to FOLDER      only these versions
+    python -m minitrainer.trace.atlas --pages    write the pages again from the traces that are there
 
 `traces/atlas/VERSION.md` tells in words and numbers, scenario by scenario. `traces/atlas/VERSION/SCENARIO/` holds the
 trace behind it, in the portable form, where it differs from that of the milestone before; the first milestone's are
@@ -12,14 +13,14 @@ byte.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from minitrainer.trace import plans
-from minitrainer.trace.compare import Comparison, compare_runs
+from minitrainer.trace.compare import compare_runs
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.scenarios.flows import FLOWS
 
@@ -30,12 +31,13 @@ TRACES = Path("traces")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the atlas, or check a part of it."""
+    """Make the atlas, or a part of it."""
     parser = argparse.ArgumentParser(
         prog="python -m minitrainer.trace.atlas", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--to", type=Path, default=TRACES / "atlas", help="folder; default: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="versions and scenarios; default: all of both")
+    parser.add_argument("--pages", action="store_true", help="record nothing: write the pages from the traces")
     options = parser.parse_args(argv)
     words = options.only or []
     versions = [word for word in words if word in MILESTONES] or list(MILESTONES)
@@ -43,37 +45,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [word for word in words if word not in MILESTONES and word not in FLOWS]
     if unknown:
         parser.error(f"{unknown[0]} is neither a milestone ({', '.join(MILESTONES)}) nor a flow scenario")
-    print(make(versions, names, options.to))
+    if not options.pages:
+        record(versions, names, options.to)
+    differing = write_pages(versions, names, options.to)
+    print(f"{len(versions)} versions, {len(names)} scenarios: {differing} differ from the version before them")
     return 0
 
 
-def make(versions: Sequence[str], names: Sequence[str], to: Path) -> str:
-    """Record the scenarios with each version and write what differs from one to the next.
+# -- traces ----------------------------------------------------------------------------------------
+
+FAILED = "failed.json"
+
+
+def record(versions: Sequence[str], names: Sequence[str], to: Path) -> None:
+    """Record the scenarios with each version, and keep what differs from the version before.
 
     Args:
-        versions: milestones; they are taken in order.
+        versions: milestones, in order. The first is recorded only if it is not the reference, whose traces are the
+            specification.
         names: flow scenarios.
-        to: folder of the atlas. The pages and folders of these versions are replaced.
-
-    Returns:
-        What was done, in one line.
+        to: folder of the atlas. The traces of these versions and scenarios are replaced.
 
     Raises:
-        UsageError: a version can't be had. A scenario that a version can't run is a line of its page.
+        UsageError: a version can't be had.
     """
-    ordered = sorted(versions, key=plans.order)
-    to.mkdir(parents=True, exist_ok=True)
-    differing = 0
-    with tempfile.TemporaryDirectory() as work:
-        before: str | None = None
-        for version in ordered:
-            print(f"recording {len(names)} scenarios with transformers {version}", file=sys.stderr, flush=True)
-            failed = _record(version, names, Path(work) / version)
-            if before is not None:
-                differing += _write_page(Path(work), before, version, names, failed, to)
-            before = version
-    _write_index(ordered, to)
-    return f"{len(ordered)} versions, {len(names)} scenarios: {differing} differ from the version before, in {to}"
+    for i, version in enumerate(versions):
+        if version == MILESTONES[0]:
+            continue
+        print(f"recording {len(names)} scenarios with transformers {version}", file=sys.stderr, flush=True)
+        folder = to / version
+        with tempfile.TemporaryDirectory() as work:
+            failed = _record(version, names, Path(work))
+            for name in names:
+                shutil.rmtree(folder / name, ignore_errors=True)
+                if name in failed:
+                    continue
+                before = trace_of(versions[i - 1], name, versions, to) if i else None
+                if before is None or not compare_runs(before, Path(work) / name).equal:
+                    (folder / name).mkdir(parents=True)
+                    for trace in sorted((Path(work) / name).glob("rank*.jsonl")):
+                        shutil.copyfile(trace, folder / name / trace.name)
+        (folder / FAILED).unlink(missing_ok=True)
+        if failed:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / FAILED).write_text(json.dumps(failed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def trace_of(version: str, name: str, versions: Sequence[str], to: Path) -> Path | None:
+    """The trace of a scenario on a version: its own, or that of the version before which it equals.
+
+    Returns:
+        None where no version so far could run it, or this one could not.
+    """
+    if name in _failed(version, to):
+        return None
+    for earlier in reversed(versions[: versions.index(version) + 1]):
+        folder = TRACES / name if earlier == MILESTONES[0] else to / earlier / name
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _failed(version: str, to: Path) -> dict[str, str]:
+    path = to / version / FAILED
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _record(version: str, names: Sequence[str], folder: Path) -> dict[str, str]:
@@ -95,47 +130,58 @@ def _record(version: str, names: Sequence[str], folder: Path) -> dict[str, str]:
     return failed
 
 
-def _write_page(work: Path, before: str, version: str, names: Sequence[str], failed: dict[str, str], to: Path) -> int:
-    """Write the page of a version and the traces behind it; return how many scenarios differ."""
-    from minitrainer.trace.render import report
-    from minitrainer.trace.render.escape import markdown
+# -- pages -----------------------------------------------------------------------------------------------
 
-    folder = to / version
-    shutil.rmtree(folder, ignore_errors=True)
-    page = [f"# transformers {version}, seen from {before}", ""]
-    companions: dict[str, tuple[str, str]] = {}
-    equal: list[str] = []
-    sections: list[str] = []
-    compared: dict[str, Comparison] = {}
-    for name in names:
-        if (work / before / name).exists() and (work / version / name).exists():
-            comparison = compared[name] = compare_runs(work / before / name, work / version / name)
-            companions.update(comparison.versions)
-            if comparison.equal:
-                equal.append(name)
-                continue
-            for trace in sorted((work / version / name).glob("rank*.jsonl")):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(trace, folder / name / trace.name)
-            sections += ["", f"## {name}", "", f"{FLOWS[name].question}. Trace: `{version}/{name}/`", ""]
-            for kind, rows in report.rows_of(comparison):
-                sections += [f"- *{kind}*: {markdown(said)}" for said, _ in rows]
-            sections += [f"- *renamed*: {markdown(finding.subject)}" for finding in comparison.renamed]
-        elif name in failed:
-            sections += ["", f"## {name}", "", f"This version can't run it: {markdown(failed[name])}"]
-    for companion, (left, right) in companions.items():
-        if companion != "transformers":
-            page += [f"{companion} went from {left} to {right}: what is found may come from it.", ""]
-    differing = len(compared) - len(equal)
-    page += [f"Of {len(compared)} scenarios {differing} differ. Equal: {', '.join(equal) or 'none'}."]
-    (to / f"{version}.md").write_text("\n".join(page + sections) + "\n", encoding="utf-8")
+
+def write_pages(versions: Sequence[str], names: Sequence[str], to: Path) -> int:
+    """Write the page of each version but the first, and the list of them.
+
+    Returns:
+        How many scenarios differ, over all versions.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    differing = 0
+    for before, version in zip(versions, versions[1:], strict=False):
+        text, count = page(before, version, versions, names, to)
+        (to / f"{version}.md").write_text(text, encoding="utf-8")
+        differing += count
+    lines = ["# The atlas", "", "What an observer of the Trainer sees change from one version to the next:", ""]
+    lines += [f"- [{before} to {after}]({after}.md)" for before, after in zip(versions, versions[1:], strict=False)]
+    (to / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return differing
 
 
-def _write_index(versions: Sequence[str], to: Path) -> None:
-    lines = ["# The atlas", "", "What an observer of the Trainer sees change from one version to the next:", ""]
-    lines += [f"- [{before} to {version}]({version}.md)" for before, version in zip(versions, versions[1:])]
-    (to / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def page(before: str, version: str, versions: Sequence[str], names: Sequence[str], to: Path) -> tuple[str, int]:
+    """The page of a version as Markdown, and how many scenarios differ."""
+    from minitrainer.trace.render import report
+    from minitrainer.trace.render.escape import markdown
+
+    lines = [f"# transformers {version}, seen from {before}", "", f"A is {before}, B is {version}.", ""]
+    companions: dict[str, tuple[str, str]] = {}
+    equal: list[str] = []
+    sections: list[str] = []
+    compared = 0
+    for name in names:
+        left, right = trace_of(before, name, versions, to), trace_of(version, name, versions, to)
+        if name in _failed(version, to):
+            sections += ["", f"## {name}", "", f"This version can't run it: {markdown(_failed(version, to)[name])}"]
+        if left is None or right is None:
+            continue
+        compared += 1
+        if left == right:
+            equal.append(name)
+            continue
+        comparison = compare_runs(left, right)
+        companions.update(comparison.versions)
+        sections += ["", f"## {name}", "", f"{FLOWS[name].question}. Trace: `{version}/{name}/`", ""]
+        for kind, rows in report.rows_of(comparison):
+            sections += [f"- *{kind}*: {markdown(said)}" for said, _ in rows]
+        sections += [f"- *renamed*: {markdown(finding.subject)}" for finding in comparison.renamed]
+    for companion, (old, new) in companions.items():
+        if companion != "transformers":
+            lines += [f"{companion} went from {old} to {new}: what is found may come from it.", ""]
+    lines += [f"Of {compared} scenarios {compared - len(equal)} differ. Equal: {', '.join(equal) or 'none'}."]
+    return "\n".join(lines + sections) + "\n", compared - len(equal)
 
 
 if __name__ == "__main__":

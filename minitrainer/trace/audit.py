@@ -212,17 +212,15 @@ def _steps(by_rank: list[list[dict[str, Any]]]) -> list[_Step]:
         norm, norm_of_means = together[0]["grad_norm"], together[0]["grad_norm_of_means"]
         by_rule = {"mean_of_micro_batch_means": sum(means) / passes, _SUM: sum(means)}
         norm_by_rule = {"mean_of_micro_batch_means": norm_of_means, _SUM: norm_of_means * passes}
-        if labels != sum(units):
-            by_rule["mean_over_all_labels"] = sum(sums) / labels
-            norm_by_rule["mean_over_all_labels"] = norm * sum(units) / labels
+        by_rule["mean_over_all_labels"] = sum(sums) / max(labels, 1)
+        norm_by_rule["mean_over_all_labels"] = norm * sum(units) / max(labels, 1)
         steps.append(_Step(sum(sums) / max(sum(units), 1), by_rule, norm, norm_by_rule))
     return steps
 
 
 def _mean_by_rule(steps: list[_Step]) -> dict[str, float]:
-    """By each rule that is known of all these steps, the mean of their losses."""
-    rules = [rule for rule in steps[0].mean_by_rule if all(rule in step.mean_by_rule for step in steps)]
-    return {rule: sum(step.mean_by_rule[rule] for step in steps) / len(steps) for rule in rules}
+    """By each rule, the mean of the losses of some steps."""
+    return {rule: sum(step.mean_by_rule[rule] for step in steps) / len(steps) for rule in steps[0].mean_by_rule}
 
 
 def _training_loss(recorded: Iterable[Any], steps: list[_Step]) -> Check:
@@ -280,8 +278,7 @@ def _evaluation(recorded: list[Any], by_rank: list[list[dict[str, Any]]]) -> lis
         check = checks.setdefault(record.key, Check(record.key, "the mean over all evaluated samples (or tokens)"))
         by_rule = {"mean_of_batch_means": _repeated(in_order, record.kept, [sum(line["units"]) for line in in_order])}
         labels = [line["labels"] for line in in_order]
-        if sum(labels) != sum(sum(line["units"]) for line in in_order):
-            by_rule["mean_of_means_over_all_labels"] = _repeated(in_order, record.kept, labels)
+        by_rule["mean_of_means_over_all_labels"] = _repeated(in_order, record.kept, labels)
         check.add(_step_before(recorded, i), sum(sums) / sum(units), was, **by_rule)
     return list(checks.values())
 
