@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minitrainer.trace.compare import assert_trace_matches, compare_runs
     from minitrainer.trace.rows import read, write_canonical
     from minitrainer.trace.script import run_script
     from minitrainer.trace.session import trace, trace_library
@@ -23,9 +24,11 @@ _HOMES = {
     "run_script": "minitrainer.trace.script",
     "read": "minitrainer.trace.rows",
     "write_canonical": "minitrainer.trace.rows",
+    "assert_trace_matches": "minitrainer.trace.compare",
+    "compare_runs": "minitrainer.trace.compare",
 }
 
-__all__ = ["read", "run_script", "trace", "trace_library", "write_canonical"]
+__all__ = ["assert_trace_matches", "compare_runs", "read", "run_script", "trace", "trace_library", "write_canonical"]
 
 
 def __getattr__(name: str) -> Any:

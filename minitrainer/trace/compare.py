@@ -586,7 +586,9 @@ def assert_trace_matches(
 ) -> None:
     """Pin the behaviour of a run in a test: it must be what a committed trace says.
 
-        with minitrainer.trace(tmp_path) :
+        from minitrainer.trace import assert_trace_matches, trace
+
+        with trace(trainer, tmp_path):
             trainer.train()
         assert_trace_matches(tmp_path, "tests/traces/my-run.jsonl")
 

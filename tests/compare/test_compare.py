@@ -525,3 +525,15 @@ def test_a_run_is_pinned_by_a_committed_trace(tmp_path, monkeypatch):
     monkeypatch.setenv("MINITRAINER_UPDATE_TRACES", "1")
     assert_trace_matches(other, committed)
     assert committed.read_bytes() != before
+
+
+def test_the_helper_pins_a_real_trainer(tmp_path):
+    """As in a user's test: a run of the installed Trainer, committed once, is matched by the same run."""
+    from minitrainer.trace import assert_trace_matches as helper
+
+    words = ["one-epoch", "--trainer", "minitrainer", "--quiet", "--out", str(tmp_path / "run")]
+    subprocess.run([sys.executable, "-m", "minitrainer.trace", *words], check=True, capture_output=True)
+    helper(tmp_path / "run", tmp_path / "mine.jsonl")
+    helper(tmp_path / "run", tmp_path / "mine.jsonl")
+    with pytest.raises(AssertionError, match="first divergence"):
+        helper(tmp_path / "run", TRACES / "groups-divide-evenly")
