@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ LIMIT_SECONDS = 3000  # a few minutes on two idle cores; they are seldom idle
 
 @pytest.mark.slow
 def test_reference_tests_pass_on_the_real_4_31_0() -> None:
-    """The child runs at least LEAST_TESTS tests, none is skipped, none fails."""
+    """The child runs at least LEAST_TESTS tests, none fails, none is skipped but the pushes that need git-lfs."""
     assert not in_reference_environment(), "run the reference tests themselves here: pytest -m reference"
     if not upstream_is_at_hand():
         upstream.add(REFERENCE_VERSION)
@@ -39,7 +40,8 @@ def test_reference_tests_pass_on_the_real_4_31_0() -> None:
     assert child.versions["transformers"] == REFERENCE_VERSION
     assert child.returncode == 0, "the reference tests did not all pass; their output stands above"
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|xfailed|error)", shown)}
-    assert set(counts) == {"passed"}, counts
+    without_git_lfs = 2 if shutil.which("git-lfs") is None else 0
+    assert counts.pop("skipped", 0) <= without_git_lfs and set(counts) == {"passed"}, counts
     assert counts["passed"] >= LEAST_TESTS, counts
 
 

@@ -4,11 +4,16 @@ A pickle is a program, and `torch.load` as 4.31.0 calls it runs that program. He
 containers and numbers, and whatever the caller admits; all else is refused before it runs.
 """
 
+import contextlib
 import pickle
 from typing import Any
 
 import numpy as np
 import torch
+from packaging.version import Version
+
+CAN_ADMIT_TYPES = Version(torch.__version__) >= Version("2.6")
+"""Whether `torch.load` can admit a type under the name that a file calls it by."""
 
 
 def _numpy_state_types() -> list[Any]:
@@ -38,8 +43,14 @@ def load_tensors(path: str, map_location: Any = None, also_allowed: list[Any] | 
         OSError: if the file cannot be opened.
         pickle.UnpicklingError: if the file is damaged, or names a type that is not admitted.
     """
+    if also_allowed and not CAN_ADMIT_TYPES:
+        raise pickle.UnpicklingError(
+            f"{path} was not loaded: torch {torch.__version__} can't admit single types, so reading it would run whatever"
+            " it says. Resume with torch 2.6 or newer."
+        )
+    admitted = torch.serialization.safe_globals(also_allowed) if also_allowed else contextlib.nullcontext()
     try:
-        with torch.serialization.safe_globals(also_allowed or []):
+        with admitted:
             return torch.load(path, map_location=map_location, weights_only=True)
     except (OSError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
