@@ -322,6 +322,15 @@ def is_apex_available() -> bool:
     return _is_installed("apex", needs_version=True)
 
 
+def remakes_optimizer_over_shards(accelerator: Any) -> bool:
+    """Whether this accelerate, once FSDP has cut the parameters up, makes the optimizer anew over the pieces.
+
+    Later versions expect an optimizer that was made over the pieces; one made before would update parameters that the
+    model no longer uses.
+    """
+    return hasattr(accelerator, "_prepare_fsdp")
+
+
 def is_datasets_available() -> bool:
     """Whether the datasets library is installed."""
     return _is_installed("datasets", needs_version=True)

@@ -158,7 +158,8 @@ class LoopMixin(Attributes):
             resume_from_checkpoint = get_last_checkpoint(args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"No valid checkpoint found in output directory ({args.output_dir})")
-        loads_later = compat.is_sagemaker_mp_enabled() or self.is_deepspeed_enabled  # once the model is wrapped
+        # once the model is wrapped
+        loads_later = compat.is_sagemaker_mp_enabled() or self.is_deepspeed_enabled or self._fsdp_wraps_first()
         if resume_from_checkpoint is not None and not loads_later:
             self._load_from_checkpoint(resume_from_checkpoint)
         if model_is_new:
@@ -341,7 +342,14 @@ class LoopMixin(Attributes):
         if compat.is_sagemaker_mp_enabled() and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint, model)
         accelerate_wraps = model is self.model  # else DataParallel, fairscale, SageMaker or IPEX has done it
-        if optimizer_comes_last:
+        if accelerate_wraps and self._fsdp_wraps_first():
+            model = self.model = self.accelerator.prepare(self.model)
+            if resume_from_checkpoint is not None:
+                self._load_from_checkpoint(resume_from_checkpoint, model)
+            self.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
+            self.optimizer = self.accelerator.prepare(self.optimizer)
+            accelerate_wraps = False
+        elif optimizer_comes_last:
             self.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
         if accelerate_wraps:
             model = self._let_accelerate_wrap()
@@ -355,6 +363,10 @@ class LoopMixin(Attributes):
                 compat.deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return model
+
+    def _fsdp_wraps_first(self) -> bool:
+        """Whether FSDP must wrap the model before the optimizer is made and a checkpoint is loaded."""
+        return self.is_fsdp_enabled and not compat.remakes_optimizer_over_shards(self.accelerator)
 
     def _let_accelerate_wrap(self) -> nn.Module:
         """Hand model and optimizer to accelerate, which wraps both for the devices of this run.

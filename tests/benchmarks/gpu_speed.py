@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="timed steps of a block")
     parser.add_argument("--trace-blocks", type=int, default=24, help="blocks with and without a trace, together")
     parser.add_argument("--trace-steps", type=int, default=20, help="steps of such a block")
+    parser.add_argument("--traced", nargs="+", default=["transformers 4.31.0", "minitrainer"], choices=list(WAYS)[:4])
     parser.add_argument("--samples", type=int, default=32, help="on each card, in each step")
     parser.add_argument("--tokens", type=int, default=128, help="in each sample")
     parser.add_argument("--cards", type=int, nargs="+", help="numbers of cards; default: one, and all")
@@ -155,7 +156,7 @@ def speeds(teams: dict[str, Workers], precision: str, asked: argparse.Namespace,
     ):
         ratios = [theirs / own for own, theirs in zip(seconds[ours], seconds[other], strict=True)]
         found["ratios"][f"speed of {ours} to {other}"] = round(statistics.median(ratios), 4)
-    for name in ("transformers 4.31.0", "minitrainer"):
+    for name in asked.traced:
         environment, way = WAYS[name]
         found["trace"][name] = teams[environment].ask(
             do="trace", way=way, precision=precision, blocks=asked.trace_blocks, steps=asked.trace_steps
@@ -252,6 +253,8 @@ class Bench:
             logging_steps=logging_steps,
             per_device_train_batch_size=self.per_step,
             bf16=precision == "bf16",
+            # every parameter is used: nobody, nor the loop by hand, is to search for others
+            ddp_find_unused_parameters=False if "RANK" in os.environ else None,
         )
         trainer = library.Trainer(copy.deepcopy(self.model), args, train_dataset=self.samples)
         trainer.remove_callback(library.PrinterCallback)

@@ -112,6 +112,10 @@ def skipped_steps(observation: Observation) -> int | None:
 
 # -- the installed one -----------------------------------------------------------------------------------------------
 
+# With DataParallel, 4.31.0 leaves the optimizer to itself: the gradients of fp16 stay scaled, are clipped as they are, and
+# nothing is skipped. Later versions have accelerate prepare the optimizer there too.
+CHANGED_TOGETHER = ("fp16",)
+
 PLAIN: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"bf16": True},

@@ -77,6 +77,12 @@ class Group:
     folder: Path
     processes: list[subprocess.Popen[bytes]]
 
+    def end(self) -> None:
+        """Kill what still runs: a rank that waits for a dead one would keep its card busy."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+
     def facts(self) -> list[dict[str, Any]]:
         """Wait for the workers and read what each rank found.
 
@@ -88,11 +94,11 @@ class Group:
             try:
                 code: int | str = process.wait(LIMIT_SECONDS)
             except subprocess.TimeoutExpired:
-                for each in self.processes:
-                    each.kill()
+                self.end()
                 code = f"no answer within {LIMIT_SECONDS} s"
             file = self.folder / f"rank{rank}.json"
             if code != 0 or not file.exists():
+                self.end()
                 shown = (self.folder / f"output{rank}.txt").read_text(encoding="utf-8", errors="replace")
                 raise RuntimeError(f"rank {rank} in {self.folder.name} ended with {code}:\n{shown[-6000:]}")
             found.append(json.loads(file.read_text(encoding="utf-8")))

@@ -54,10 +54,14 @@ def one(library: Any, folder: Path, resume_from: Path | None) -> dict[str, Any]:
         },
     )
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    # 4.31.0 lets `model` be the outermost wrapper with FSDP, later versions let `model_wrapped`
+    outermost = trainer.model if type(trainer.model).__name__.startswith("Fully") else trainer.model_wrapped
+    pieces = [each.to_local() if hasattr(each, "to_local") else each.detach() for each in outermost.parameters()]
     return {
-        "shards": [str(plain(each.detach())) for each in trainer.model_wrapped.parameters()],
-        "elements_here": sum(each.numel() for each in trainer.model_wrapped.parameters()),
-        "wrapped_as": type(trainer.model_wrapped).__name__,
+        "shards": [str(plain(each.detach())) for each in pieces],
+        "elements_here": sum(each.numel() for each in pieces),
+        "elements_of_the_model": sum(each.numel() for each in program.bert(64, 2, 0.1).parameters()),
+        "wrapped_as": type(outermost).__name__,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "files": sorted(path.name for path in (folder / "out" / f"checkpoint-{SAVED_AT}").iterdir()),
     }

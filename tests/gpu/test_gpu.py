@@ -15,13 +15,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .equal import CASES, NOT_TOGETHER, PLAIN
+from .equal import CASES, CHANGED_TOGETHER, NOT_TOGETHER, PLAIN
 from .places import PRETENDED_CARDS, ROOT, Group, cards, places, start
 from .unchanged import VARIANTS
 
@@ -31,7 +31,7 @@ Facts = Callable[[str, str], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Group]:
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Group]]:
     """Start every group at once: together they take little longer than the longest of them."""
     folder = tmp_path_factory.mktemp("gpu")
     started = {}
@@ -43,7 +43,9 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Gr
         if place == "apart":
             for name in ("reference", "installed"):
                 started[name, "shards"] = start(name, place, ["shards"], folder / f"{name}-shards")
-    return started
+    yield started
+    for group in started.values():
+        group.end()
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,9 @@ def test_ours_equals_the_installed_one_where_nothing_has_changed_since(facts: Fa
         answers = part(found, "newest")
         assert len(answers) == len(PLAIN) - ("fp16" in PLAIN) * bool(PRETENDED_CARDS)
         for name, answer in answers.items():
+            if place == "together" and name in CHANGED_TOGETHER:
+                assert not answer["weights_equal"], f"{name} has become equal: say so"
+                continue
             assert answer["weights_equal"], (name, answer)
             assert answer["optimizer_equal"], name
             assert answer["losses"] == answer["losses_of_ours"], name
@@ -144,10 +149,10 @@ def talk_of(found: dict[str, Any], library: str) -> dict[str, dict[str, Any]]:
     return {each["phase"]: each for each in part(found, "talk")[library]["phases"]}
 
 
-def between(phase: dict[str, Any]) -> list[str]:
-    """What went from one card to another in a phase."""
-    copies = [name for name in phase.get("copies", {}) if "PtoP" in name or "Peer" in name]
-    return copies + list(phase.get("nccl kernels", {}))
+def between(phase: dict[str, Any]) -> dict[str, int]:
+    """What went from one card to another in a phase, and how often."""
+    copies = {name: count for name, count in phase.get("copies", {}).items() if "PtoP" in name}
+    return copies | phase.get("nccl kernels", {})
 
 
 @pytest.mark.skipif(cards() < 2 or bool(PRETENDED_CARDS), reason="takes two cards in one process")
@@ -215,11 +220,12 @@ def test_a_trace_adds_no_communication(facts: Facts, place: str, library: str) -
         without, within = talk_of(found, library), talk_of(found, f"{library}, traced")
         counted = 0
         for phase in [*without, *(each for each in within if each not in without)]:
-            for kind in ("collective calls", "collectives", "nccl kernels"):
+            for kind in ("collective calls", "collectives"):
                 assert without.get(phase, {}).get(kind) == within.get(phase, {}).get(kind), (phase, kind)
                 counted += len(without.get(phase, {}).get(kind, {}))
-            assert between(without.get(phase, {})) == between(within.get(phase, {}))
-        assert counted or place == "together"
+            assert between(without.get(phase, {})) == between(within.get(phase, {})), phase
+            counted += len(between(without.get(phase, {})))
+        assert counted > 10
 
 
 # -- traces ----------------------------------------------------------------------------------------------------------
@@ -247,15 +253,19 @@ def test_the_two_traces_are_one_and_every_loss_follows(facts: Facts, groups: Any
 @pytest.mark.skipif(cards() < 2 or bool(PRETENDED_CARDS), reason="takes two cards")
 @pytest.mark.parametrize("environment", ["reference", "installed"])
 def test_fsdp_trains_saves_and_resumes(facts: Facts, environment: str) -> None:
-    """Ours does what the real Trainer of that environment does: the same shards, or the same error."""
+    """A resumed run ends where an unbroken one ends, on every rank; what the real Trainer cannot do, ours cannot either."""
     for found in facts(environment, "shards"):
         libraries = part(found, "shards")["libraries"]
         real, ours = libraries["transformers"], libraries["minitrainer"]
-        assert (real["error"] is None) == (ours["error"] is None), (real["error"], ours["error"])
-        for name in ("unbroken", "resumed"):
-            if real[name] is not None:
-                assert ours[name]["shards"] == real[name]["shards"]
-                assert ours[name]["wrapped_as"].startswith("FullyShardedDataParallel")
+        if real["error"] is not None:
+            # accelerate 0.21.0 asks for an argument of FSDP that newer torch has not
+            assert ours["error"] == real["error"]
+            continue
+        assert ours["error"] is None, ours["stack"]
+        for side in (real, ours):
+            assert side["resumed"]["shards"] == side["unbroken"]["shards"]
+            assert side["resumed"]["losses"][-3:] == side["unbroken"]["losses"][-3:]
+            assert side["unbroken"]["elements_here"] < side["unbroken"]["elements_of_the_model"]
 
 
 # -- left out --------------------------------------------------------------------------------------------------------
