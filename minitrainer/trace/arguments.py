@@ -54,7 +54,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _means_nothing(value: Any, default: Any) -> bool:
     """Whether a value is only the filled-in form of its default: an empty list for "", an enumeration for its name."""
-    empty = (None, "", [], {}, False)
+    empty: tuple[Any, ...] = (None, "", [], {}, False)
     if value in empty and default in empty and not (value is False or default is False):
         return True
     return (

@@ -110,7 +110,6 @@ class Batches:
 
         The digest covers name, element type, shape and bytes of every tensor, in the order of the batch.
         """
-        torch = self._torch
         tensor_class = self._torch.Tensor
         starts = self._starts
         crc = 0

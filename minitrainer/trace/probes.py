@@ -47,14 +47,14 @@ from minitrainer.trace.output_files import OutputFolder, checkpoint_name
 from minitrainer.trace.patching import Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
 from minitrainer.trace.recorder import NOT_A_NUMBER, OVERFLOWS, Recorder, number, plain, wrapper_names
 from minitrainer.trace.rows import (
-    EVENT,
-    EVENT_END,
-    LINE_FEED,
-    PACKED,
     CALLBACK,
     CALLBACK_END,
     CODES,
+    EVENT,
+    EVENT_END,
     FLAG,
+    LINE_FEED,
+    PACKED,
     PUBLIC_METHODS,
     RAISE,
     STATE,
@@ -496,7 +496,7 @@ class Observer:
     def hook_handler(self, handler_class: type) -> None:
         """Hook the callback handler's class."""
         original = handler_class.call_event  # type: ignore[attr-defined]
-        for name, value in vars(handler_class).items():
+        for value in vars(handler_class).values():
             self.authors.know(value, handler_class.__name__, BY_HANDLER)
         watch, sink, name_of = self, self.recorder, self.recorder.name
         sink_map = sink.map

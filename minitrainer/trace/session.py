@@ -182,7 +182,7 @@ def _instrument_new_subclasses(observer: Any, classes: list[type]) -> None:
         return
 
     def __init_subclass__(cls: type, **arguments: Any) -> None:
-        super(root, cls).__init_subclass__(**arguments)
+        super(root, cls).__init_subclass__(**arguments)  # type: ignore[arg-type]
         if not observer._closed:
             observer.instrument_trainer_class(cls)
 

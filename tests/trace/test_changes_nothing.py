@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrainer.trace import read, trace, trace_library
-from minitrainer.trace.rows import encode_canonical, canonical
+from minitrainer.trace.rows import canonical, encode_canonical
 
 from . import programs
 

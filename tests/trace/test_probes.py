@@ -284,7 +284,7 @@ def test_files_and_random_states(name: str, tmp_path: Path) -> None:
     again = programs.trainer(library, tmp_path / "out", num_train_epochs=2, **settings)
     with trace(again, tmp_path / "again"):
         again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
-    (restored,) = [r for r in of(recorded(tmp_path / "again"), events.Rng)][:1]
+    (restored,) = list(of(recorded(tmp_path / "again"), events.Rng))[:1]
     assert restored.source == "checkpoint-4" and len(restored.digest) == 8
 
 
@@ -476,8 +476,13 @@ def run_under(folder: Path, name: str, rank: int | None = None, port: int = 0) -
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if rank is not None:
         environment |= {
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""},
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "CUDA_VISIBLE_DEVICES": "",
         }
     return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=folder)
 
