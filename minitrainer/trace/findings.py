@@ -292,7 +292,7 @@ def lone_row(record: Any) -> tuple[str, str, tuple[str, str] | None]:
     if kind is events.EvalLoss:
         return "number", f"derivation of {record.key}", ("log", "record of")
     if kind is events.GradNorm:
-        return "number", "gradient norm before a step", None
+        return "number", "gradient norm before a step", ("call", "the optimizer's step")
     if kind is events.OptimizerStep:
         return "call", "the optimizer's step", None
     if kind is events.SchedulerStep:

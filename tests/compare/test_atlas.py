@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from minitrainer.trace import atlas
+from minitrainer.trace.compare import compare_runs
 from minitrainer.trace.plans import locked_versions
+from minitrainer.trace.render import report
 from minitrainer.trace.scenarios.flows import FLOWS
 
 ROOT = atlas.Path(__file__).parents[2]
@@ -59,3 +63,16 @@ def test_unknown_words_are_refused(capsys):
     with pytest.raises(SystemExit):
         atlas.main(["--only", "no-such"])
     assert "neither a milestone" in capsys.readouterr().err
+
+
+def test_any_two_versions_differ_in_at_most_twenty_rows_of_a_report():
+    pairs = 0
+    for name in FLOWS:
+        traces = [
+            atlas.trace_of(version, name, atlas.MILESTONES, atlas.TRACES / "atlas") for version in atlas.MILESTONES
+        ]
+        for before, after in itertools.combinations([trace for trace in traces if trace is not None], 2):
+            rows = sum(len(said) for _, said in report.rows_of(compare_runs(before, after)))
+            assert rows <= 20, (name, before, after)
+            pairs += 1
+    assert pairs == len(FLOWS) * 36

@@ -20,10 +20,8 @@ from minitrainer.trace.render.words import counted
 if TYPE_CHECKING:
     from minitrainer.trace.compare import Comparison, Divergence
 
-SHARED_FROM = 4
-"""So many findings of one kind and change share a row."""
-
-SHARING_KINDS = ("call", "argument", "state", "callback", "gather", "file", "log")
+SHARED_FROM = {"event": 3, "callback": 3, "log": 3, "call": 2, "argument": 2, "state": 2, "gather": 2, "file": 2}
+"""Kind to how many findings of one change share a row. What is not here never does."""
 
 NAMED_IN_A_ROW = 12
 
@@ -103,7 +101,7 @@ def rows_of(comparison: Comparison) -> Iterator[tuple[str, list[tuple[str, list[
         done: set[str] = set()
         for finding in mine:
             alike = [other for other in mine if _group(other) == _group(finding)]
-            if kind in SHARING_KINDS and len(alike) >= SHARED_FROM:
+            if len(alike) >= SHARED_FROM.get(kind, len(mine) + 1):
                 if _group(finding) not in done:
                     done.add(_group(finding))
                     rows.append((_shared(alike), alike))
@@ -122,7 +120,7 @@ def _group(finding: Finding) -> str:
 def _shared(findings: list[Finding]) -> str:
     kind, change = findings[0].kind, findings[0].change
     said = {"added": "new in B", "removed": "gone in B", "moved": "moved", "changed": "changed"}[change]
-    what = {"call": "calls", "argument": "arguments", "state": "state fields", "callback": "callbacks",
+    what = {"event": "events", "call": "calls", "argument": "arguments", "state": "state fields", "callback": "callbacks",
             "gather": "exchanges", "file": "files", "log": "log entries"}[kind]  # fmt: skip
     own = findings[0].subject.rpartition(" (")[2][:-1] if findings[0].subject.endswith(")") else ""
     names = [_named(finding, own) for finding in findings]
