@@ -65,6 +65,10 @@ atlas: $(VENV)/ready ## what changed at each milestone of upstream, in every flo
 shapes: $(VENV)/ready-test ## 10,000 random run shapes: expected events against the real 4.31.0 (half an hour)
 	MINITRAINER_SHAPES=10000 MINITRAINER_SEED=$${SEED:-1} $(REFERENCE) -m pytest -s -q tests/trace/test_expected.py
 
+.PHONY: kill-points
+kill-points: $(VENV)/ready-test ## kill a recording process at 200 random points: nothing completed may be lost (three minutes)
+	MINITRAINER_KILL_POINTS=$${POINTS:-200} $(BIN)/python -m pytest -q tests/trace/test_recorder.py tests/trace/test_kill_points.py -k killed
+
 .PHONY: parity-long
 parity-long: $(VENV)/ready-test ## 10,000 drawn runs, ours against the real 4.31.0; interrupt and go on as you like (an hour)
 	$(BIN)/python -m tests.parity.search --examples $${MINITRAINER_EXAMPLES:-10000} $(ARGS)

@@ -64,9 +64,12 @@ def _means_nothing(value: Any, default: Any) -> bool:
     )
 
 
-_FILLED_IN = frozenset({"xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt", "min_num_params", "split_batches", "dispatch_batches",
-                        "even_batches", "use_seedable_sampler", "non_blocking", "gradient_accumulation_kwargs",
-                        "use_configured_state", "fsdp_version"})  # fmt: skip
+_FILLED_IN = frozenset(
+    """
+    xla xla_fsdp_v2 xla_fsdp_grad_ckpt min_num_params split_batches dispatch_batches even_batches use_seedable_sampler
+    non_blocking gradient_accumulation_kwargs use_configured_state fsdp_version
+    """.split()
+)
 """Keys that `__post_init__` fills into configuration dicts that the user left empty."""
 
 

@@ -1,7 +1,7 @@
-"""Where a logged loss comes from: the numbers are taken where the Trainer has them, and checked before they are written.
+"""Where a logged loss comes from: numbers are taken where the Trainer has them, and checked before they are written.
 
-The rule for devices: on a CPU a number is read at once. On a GPU reading makes the host wait, so tensors of one element
-are kept by reference (or by a copy on the device where the Trainer changes them in place) and read when the Trainer
+The rule for devices: on a CPU a number is read at once. On a GPU reading makes the host wait, so tensors of one
+element are kept by reference (or by a copy on the device where the Trainer changes them in place) and read when the Trainer
 itself has just waited: in `log`, right after its own `.item()`.
 
 How a Trainer averages (all versions): each micro-batch's loss, already divided by the accumulation, is added to a
@@ -111,7 +111,7 @@ class TrainingBook:
             step=step,
             losses=[_number(value) for value in losses],
             micro=[_number(value) for value in micro],
-            divided_by=[self._divisor(loss, part, accumulation) for loss, part in zip(losses, micro)],
+            divided_by=[self._divisor(loss, part, accumulation) for loss, part in zip(losses, micro, strict=True)],
             filtered=filtered,
             filter_divisors=divisors,
             rows=[entry[3] for entry in self.entries],
@@ -158,7 +158,7 @@ class TrainingBook:
     def _sum(self, micro: list[float | None], filtered: list[int], divisors: list[int]) -> float:
         """The running sum, rounded after every addition as the Trainer's tensor is."""
         rounded = float if self.dtype == "float64" else round_to_float32
-        replaced = dict(zip(filtered, divisors))
+        replaced = dict(zip(filtered, divisors, strict=True))
         total = 0.0
         for i, value in enumerate(micro):
             if i in replaced:

@@ -1,11 +1,11 @@
 """Who wrote: from the frame of an assignment to a name that means something to a reader.
 
 The frame itself gives file and line. Walking outwards, the first frame that belongs to a callback, to the callback
-handler or to the Trainer gives the author. Frames are recognised by the identity of their code, so no frame's variables
-are ever looked at: that would copy all locals of the training loop and keep its tensors alive.
+handler or to the Trainer gives the author. Frames are recognised by the identity of their code, so no frame's
+variables are ever looked at: that would copy all locals of the training loop and keep its tensors alive.
 
-Cost: a site is resolved once. Afterwards it is found by `(id(code), last instruction)`; asking a frame for its line, or
-hashing a code object (which hashes all its constants), would cost more than all the rest of the trace together.
+Cost: a site is resolved once. Afterwards it is found by `(id(code), last instruction)`; asking a frame for its line,
+or hashing a code object (which hashes all its constants), would cost more than all the rest of the trace together.
 """
 
 from __future__ import annotations

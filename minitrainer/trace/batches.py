@@ -1,7 +1,7 @@
 """Which samples a micro-batch holds: a digest of its tensors, and the positions in the data set where they are known.
 
-The positions are what the loader's batch sampler handed out. They are taken where the loader draws them, and follow the
-batch by the identity of its first tensor until the Trainer trains on it.
+The positions are what the loader's batch sampler handed out. They are taken where the loader draws them, and follow
+the batch by the identity of its first tensor until the Trainer trains on it.
 
 The digest is taken in the host's memory, where the batch was put together. On a GPU the batch has been copied to the
 device before the Trainer sees it, and reading it back would make the host wait; so it is taken just before the copy.

@@ -1,8 +1,8 @@
 """What happens in the output folder: its files are listed when a method that writes or removes has returned.
 
-Listing is a walk over names and sizes; no file is opened, nothing is written, and no process-wide hook is needed. Rank
-0 reports for all ranks; a file that carries a rank's number (`rng_state_1.pth`) is reported by that rank alone, because
-only it knows for sure that the file is there already.
+Listing is a walk over names and sizes; no file is opened, nothing is written, and no process-wide hook is needed.
+Rank 0 reports for all ranks; a file that carries a rank's number (`rng_state_1.pth`) is reported by that rank alone,
+because only it knows for sure that the file is there already.
 """
 
 from __future__ import annotations
