@@ -49,6 +49,7 @@ def run_reference_tests(selection: list[str], report: Path) -> dict[str, int]:
         "-q",
         "-n",
         str(WORKERS),
+        "--dist=loadfile",
         "-p",
         "no:cacheprovider",
         "--no-header",
@@ -60,6 +61,7 @@ def run_reference_tests(selection: list[str], report: Path) -> dict[str, int]:
         ["-m", "pytest", "-m", "reference", *options, *selection],
         env={"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": None, "PYTEST_XDIST_WORKER": None},
         timeout=LIMIT_SECONDS,
+        resume_own_checkpoints=True,
         cwd=ROOT,
     )
     assert child.versions["transformers"] == REFERENCE_VERSION

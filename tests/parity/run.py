@@ -614,6 +614,7 @@ def clean_process(library: Library) -> Iterator[None]:
     """Give the run fresh singletons, environment and switches, and put back what it changed."""
     environment = dict(os.environ)
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     if library.old_loading:
         os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # it loads only the checkpoints of this very run
     reset_singletons()
