@@ -664,6 +664,8 @@ class Observer:
     def callback_ends(self, result: Any) -> None:
         """A callback has returned: did it change the flags behind our back, or hand back another control object?"""
         control, watched, sink = self.event_control, self.current, self.recorder
+        if control is None:  # the callback itself ended the trace
+            return
         if _bits(control) != watched.flags or (result is not None and result is not control):  # type: ignore[union-attr]
             self._callback_meddled(self._now(), control, result, self._callback_author(self.callback_class))
         self.callback_class = None

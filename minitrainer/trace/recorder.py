@@ -62,7 +62,7 @@ COST_SAMPLE = 32
 NOT_A_NUMBER = math.nan
 """How a packed row says that there is no number."""
 
-OVERFLOWS = (struct.error, ValueError)
+OVERFLOWS = (struct.error, ValueError, TypeError)
 """What packing raises where there is no room, or no map any more."""
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
@@ -222,6 +222,8 @@ class Recorder:
         self.position -= _CALL_BYTES if name else _RETURN_BYTES
 
     def _write(self, line: bytes) -> None:
+        if self.closed:  # what was entered before the end still returns through its wrapper
+            return
         size = len(line) + 1
         if self.position + size > len(self.map) and not self._grow(size):
             self.dropped += 1
@@ -302,7 +304,7 @@ class Recorder:
                 self.map[position : position + len(line) + 1] = line + b"\n"
                 position += len(line) + 1
         self.map.close()
-        self.position = NOWHERE
+        self.map, self.position = mmap.mmap(-1, mmap.PAGESIZE), NOWHERE  # wrappers still running find no room here
         if ours:
             try:
                 os.ftruncate(self._file, position)

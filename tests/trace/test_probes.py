@@ -528,3 +528,21 @@ def test_a_script_without_a_trainer_is_told_so(name: str, tmp_path: Path) -> Non
 
 
 # Read next: ../benchmarks/trace_cost.py, what all this costs.
+
+
+def test_a_callback_may_end_the_trace(name, tmp_path):
+    """What was entered before the end returns through its wrapper; the training goes on to its end."""
+    library = programs.library_named(name)
+    sessions = []
+
+    class Ends(library.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                sessions[0].stop()
+
+    trainer = programs.trainer(library, tmp_path / "out", max_steps=4, callbacks=[Ends()])
+    sessions.append(trace(trainer, tmp_path / "trace").start())
+    trainer.train()
+    assert trainer.state.global_step == 4
+    steps = [record.step for record in of(recorded(tmp_path / "trace"), events.Event) if record.event == "on_step_end"]
+    assert steps == [1, 2]
