@@ -348,7 +348,8 @@ class EvaluationMixin(Attributes):
             loss, logits, labels = self.prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
             input_ids = self._prepare_input(inputs["input_ids"]) if args.include_inputs_for_metrics else None
             if loss is not None and batch_size is None:
-                raise TypeError(
+                # What follows fails as it does in 4.31.0, in words that name neither cause nor remedy.
+                logger.error(
                     "prediction_loop needs a dataloader with a batch_size; those that accelerate has prepared have "
                     "none: leave args.use_legacy_prediction_loop unset."
                 )

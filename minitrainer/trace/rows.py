@@ -587,7 +587,7 @@ CLOCK_KEYS = re.compile(r"(_runtime|_per_second|_jit_compilation_time|_mem_(cpu|
 """Logged values that a clock or the memory tracker gave. They differ between two equal runs."""
 
 FILES_WITH_CLOCKS = re.compile(
-    r"(^|/)(trainer_state\.json|training_args\.bin|all_results\.json|\w+_results\.json|README\.md|"
+    r"(^|/)(trainer_state\.json|config\.json|tokenizer_config\.json|training_args\.bin|all_results\.json|\w+_results\.json|README\.md|"
     r"events\.out\.tfevents.*)$"
 )
 """Files whose content holds clock values, host names or paths, so that their size is not the run's."""
