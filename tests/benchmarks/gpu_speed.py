@@ -202,6 +202,7 @@ def serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         answers.write(json.dumps(getattr(bench, order.pop("do"))(**order)) + "\n")
+    del bench  # its DDP models must not outlive their group
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

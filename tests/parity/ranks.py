@@ -10,6 +10,7 @@ key-value store, not through the group under test, so that a rank whose run fail
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import pickle
 import socket
@@ -142,6 +143,8 @@ class Meeting:
 
     def close_group(self) -> None:
         """End the group once every rank is done with it."""
+        # A DDP model must not outlive its group: the group's threads and Python's lock would wait for each other.
+        gc.collect()
         self.wait_for_all()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

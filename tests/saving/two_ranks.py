@@ -5,6 +5,7 @@ torchrun --nproc_per_node 2 -m tests.saving.two_ranks FOLDER ours|real [CHECKPOI
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -33,6 +34,10 @@ def main(folder: str, side: str, checkpoint: str | None = None) -> None:
     end = {"weights": subjects.parameters(trainer), "states": repr(subjects.random_states())}
     torch.save(end, Path(folder) / f"end_{side}_{dist.get_rank()}.pt")
     dist.barrier()
+    # DDP's reducer, which the Trainer holds, must die before its process group: after it, the group's threads are
+    # joined under Python's lock, which one of them may be waiting for, and the rank never ends.
+    del trainer
+    gc.collect()
     dist.destroy_process_group()
 
 
