@@ -276,7 +276,7 @@ class TrainingArguments:
 
     # -- the Hub ---
 
-    push_to_hub: bool = _argument(False, "Push the model to the Hub whenever it is saved.")
+    push_to_hub: bool = _argument(False, "With every save, upload what was saved to the Hub.")
     resume_from_checkpoint: str | None = _argument(
         None, "Checkpoint to go on from. Scripts hand it to train(); the Trainer does not look at it."
     )
@@ -391,13 +391,12 @@ class TrainingArguments:
         if evaluates_by_steps and not self.eval_steps:
             if self.logging_steps <= 0:
                 raise ValueError(
-                    f"evaluation strategy {self.evaluation_strategy} requires either non-zero --eval_steps or"
-                    " --logging_steps"
+                    "evaluation_strategy=steps needs a number of steps: set --eval_steps, or --logging_steps, above 0"
                 )
-            logger.info(f"using `logging_steps` to initialize `eval_steps` to {self.logging_steps}")
+            logger.info(f"`eval_steps` is unset: evaluating every {self.logging_steps} steps, like `logging_steps`")
             self.eval_steps = self.logging_steps
         if logs_by_steps and self.logging_steps == 0:
-            raise ValueError(f"logging strategy {self.logging_strategy} requires non-zero --logging_steps")
+            raise ValueError("logging_strategy=steps needs --logging_steps above 0")
 
         for counts, name in (
             (logs_by_steps, "logging_steps"),
@@ -408,7 +407,7 @@ class TrainingArguments:
             # 1 itself stays as it came: as a float it still means every step, since it is no part of the run.
             if counts and interval > 1:
                 if interval != int(interval):
-                    raise ValueError(f"--{name} must be an integer if bigger than 1: {interval}")
+                    raise ValueError(f"--{name}={interval}: above 1 it counts steps, so it has to be a whole number")
                 setattr(self, name, int(interval))
 
     def _check_best_model_can_be_found(self) -> None:
@@ -417,36 +416,35 @@ class TrainingArguments:
         **Beware:** two parts of the run (both below 1) are always refused unless their remainder is exactly zero in
         floating point: upstream works around the rounding and then raises all the same.
         """
-        if self.evaluation_strategy != self.save_strategy:
+        evaluates, saves = IntervalStrategy(self.evaluation_strategy), IntervalStrategy(self.save_strategy)
+        if evaluates != saves:
             raise ValueError(
-                "--load_best_model_at_end requires the save and eval strategy to match, but found\n- Evaluation "
-                f"strategy: {self.evaluation_strategy}\n- Save strategy: {self.save_strategy}"
+                "--load_best_model_at_end compares checkpoints by their evaluations, so both have to come together: "
+                f"evaluation_strategy is {evaluates.value} and save_strategy is {saves.value}"
             )
         save_steps, eval_steps = self.save_steps, self.eval_steps
-        if self.evaluation_strategy != IntervalStrategy.STEPS or save_steps % eval_steps == 0:  # type: ignore[operator]
+        if evaluates != IntervalStrategy.STEPS or save_steps % eval_steps == 0:  # type: ignore[operator]
             return
-        needed = "--load_best_model_at_end requires the saving steps to be a"
+        needed = "--load_best_model_at_end needs an evaluation with every checkpoint, but"
         parts_of_the_run = [steps < 1 for steps in (save_steps, eval_steps)]  # type: ignore[operator]
         if any(parts_of_the_run) and not all(parts_of_the_run):
             raise ValueError(
-                f"{needed} multiple of the evaluation steps, which cannot get guaranteed when mixing ratio and "
-                f"absolute steps for save_steps{save_steps} and eval_steps {eval_steps}."
+                f"{needed} save_steps={save_steps} and eval_steps={eval_steps} mix a share of the run with a count of "
+                "steps: give two shares or two counts."
             )
         million = 1_000_000
         if all(parts_of_the_run) and (save_steps * million) % (eval_steps * million) != 0:  # type: ignore[operator]
             raise ValueError(
-                f"{needed} multiple of the evaluation steps, but found {save_steps}, which is not a multiple of "
-                f"{eval_steps}."
+                f"{needed} save_steps={save_steps} divided by eval_steps={eval_steps} leaves a remainder."
             )
-        raise ValueError(
-            f"{needed} round multiple of the evaluation steps, but found {save_steps}, which is not a round multiple "
-            f"of {eval_steps}."
-        )
+        raise ValueError(f"{needed} save_steps={save_steps} divided by eval_steps={eval_steps} leaves a remainder.")
 
     def _check_safetensors(self) -> None:
         """safetensors must be installed where it is asked for."""
         if self.save_safetensors and not compat.is_safetensors_available():
-            raise ValueError(f"--save_safetensors={self.save_safetensors} requires safetensors to be installed!")
+            raise ValueError(
+                f"--save_safetensors={self.save_safetensors} needs a missing package: `pip install safetensors`"
+            )
         if not self.save_safetensors and compat.is_safetensors_available():
             logger.info(
                 f"safetensors is installed, but --save_safetensors={self.save_safetensors}: weights will be pickled. "
@@ -474,26 +472,28 @@ class TrainingArguments:
         if self.bf16 or self.bf16_full_eval:
             if self.no_cuda:
                 if not compat.is_torch_bf16_cpu_available() and not compat.is_torch_tpu_available():
-                    raise ValueError("Your setup doesn't support bf16/(cpu, tpu, neuroncore). You need torch>=1.10")
+                    raise ValueError("bf16 off the GPU (cpu, tpu, neuroncore) takes torch>=1.10")
             elif torch.cuda.is_available() and not is_torch_bf16_gpu_available():
                 raise ValueError(
-                    "Your setup doesn't support bf16/gpu. You need torch>=1.10, using Ampere GPU with cuda>=11.0"
+                    "bf16/gpu: not with this card, driver or torch; it takes Ampere or newer, cuda>=11.0, torch>=1.10"
                 )
         both = {"": self.fp16 and self.bf16, " for full eval": self.fp16_full_eval and self.bf16_full_eval}
         for where, are_both_asked_for in both.items():
             if are_both_asked_for:
-                raise ValueError(f"At most one of fp16 and bf16 can be True{where}, but not both")
+                raise ValueError(f"fp16 and bf16 exclude each other{where}: switch one of them off")
         if self.bf16 and self.half_precision_backend == "apex":
             raise ValueError(
-                " `--half_precision_backend apex`: GPU bf16 is not supported by apex. Use"
-                " `--half_precision_backend cuda_amp` instead"
+                "apex does not know bf16: replace `--half_precision_backend apex` by"
+                " `--half_precision_backend cuda_amp`"
             )
         if self.bf16 and self.sharded_ddp:
-            raise ValueError("sharded_ddp is not supported with bf16")
+            raise ValueError("sharded_ddp and bf16 exclude each other")
 
         plateau = SchedulerType.REDUCE_ON_PLATEAU
         if self.lr_scheduler_type == plateau and self.evaluation_strategy == IntervalStrategy.NO:
-            raise ValueError("lr_scheduler_type reduce_lr_on_plateau requires an eval strategy")
+            raise ValueError(
+                "lr_scheduler_type reduce_lr_on_plateau follows a metric: set evaluation_strategy to steps or epoch"
+            )
 
     def _choose_optimizer(self) -> None:
         """Make a member of the optimizer's name, and check that this torch has the fused one."""
@@ -504,9 +504,11 @@ class TrainingArguments:
         if self.optim == OptimizerNames.ADAMW_TORCH_FUSED:
             release = version.parse(version.parse(torch.__version__).base_version)
             if release < version.parse("2.0.0"):
-                raise ValueError("--optim adamw_torch_fused requires PyTorch 2.0 or higher")
+                raise ValueError("--optim adamw_torch_fused came with PyTorch 2.0, and this one is older")
             if release == version.parse("2.0.0") and self.fp16:  # a bug of that release
-                raise ValueError("--optim adamw_torch_fused with --fp16 requires PyTorch>2.0")
+                raise ValueError(
+                    "--optim adamw_torch_fused and --fp16 do not go together in PyTorch 2.0.0: take a later one"
+                )
 
     def _check_device_can_do_precision(self) -> None:
         """Choose the device, and check that it can do the half precision that is asked for."""
@@ -514,14 +516,14 @@ class TrainingArguments:
             return
         if self.fp16 or self.fp16_full_eval:
             raise ValueError(
-                "FP16 Mixed precision training with AMP or APEX (`--fp16`) and FP16 half precision evaluation"
-                " (`--fp16_full_eval`) can only be used on CUDA devices."
+                "`--fp16` and `--fp16_full_eval` compute on CUDA devices alone, and this run's device is"
+                f" {self.device.type}: switch them off, or take `--bf16`."
             )
         can_do_bf16 = self.device.type == "cpu" or get_xla_device_type(self.device) == "TPU"
         if (self.bf16 or self.bf16_full_eval) and not can_do_bf16:
             raise ValueError(
-                "BF16 Mixed precision training with AMP (`--bf16`) and BF16 half precision evaluation"
-                " (`--bf16_full_eval`) can only be used on CUDA or CPU/TPU/NeuronCore devices."
+                "`--bf16` and `--bf16_full_eval` take a CUDA device or one of CPU/TPU/NeuronCore, and this run's device is"
+                f" {self.device.type}."
             )
 
     def _prepare_compilation(self) -> None:
@@ -549,7 +551,7 @@ class TrainingArguments:
                 logger.info("Setting TF32, without which compiling would hardly speed anything up.")
                 torch.backends.cuda.matmul.allow_tf32 = True
         if self.tf32 and not is_available:
-            raise ValueError("--tf32 requires Ampere or a newer GPU arch, cuda>=11 and torch>=1.7")
+            raise ValueError("--tf32 takes a card of the Ampere generation or later, cuda>=11 and torch>=1.7")
         if self.tf32 is not None and is_available:
             torch.backends.cuda.matmul.allow_tf32 = bool(self.tf32)
 
@@ -573,7 +575,7 @@ class TrainingArguments:
     def _check_warmup(self) -> None:
         """The warm-up cannot be longer than the run."""
         if not 0 <= self.warmup_ratio <= 1:
-            raise ValueError("warmup_ratio must lie in range [0,1]")
+            raise ValueError(f"warmup_ratio={self.warmup_ratio} is no share of the run: give a number from 0 to 1")
         if self.warmup_ratio > 0 and self.warmup_steps > 0:
             logger.info("Both warmup_ratio and warmup_steps are given: warmup_steps counts, warmup_ratio does not.")
 
@@ -587,13 +589,13 @@ class TrainingArguments:
         self.sharded_ddp = options
         if options == [ShardedDDPOption.OFFLOAD]:
             raise ValueError(
-                "`--sharded_ddp offload` can't work on its own. It needs to be added to `--sharded_ddp zero_dp_2` or "
-                '`--sharded_ddp zero_dp_3`. For example, `--sharded_ddp "zero_dp_2 offload"`.'
+                '`--sharded_ddp offload` is an addition to another mode: write `--sharded_ddp "zero_dp_2 offload"` or '
+                '`--sharded_ddp "zero_dp_3 offload"`.'
             )
         if len(options) > 1 and ShardedDDPOption.SIMPLE in options:
-            raise ValueError("`--sharded_ddp simple` is not compatible with any other option.")
+            raise ValueError("`--sharded_ddp simple` has to stand alone.")
         if ShardedDDPOption.ZERO_DP_2 in options and ShardedDDPOption.ZERO_DP_3 in options:
-            raise ValueError("`--sharded_ddp zero_dp_2` is not compatible with `--sharded_ddp zero_dp_3`.")
+            raise ValueError("`--sharded_ddp`: zero_dp_2 and zero_dp_3 exclude each other.")
 
     def _read_fsdp(self) -> None:
         """Turn words into FSDP options, read and complete its settings, and hand both to accelerate.
@@ -604,11 +606,11 @@ class TrainingArguments:
         self.fsdp = options
         if options == [FSDPOption.OFFLOAD]:
             raise ValueError(
-                "`--fsdp offload` can't work on its own. It needs to be added to `--fsdp full_shard` or "
-                '`--fsdp shard_grad_op`. For example, `--fsdp "full_shard offload"`.'
+                '`--fsdp offload` is an addition to another mode: write `--fsdp "full_shard offload"` or '
+                '`--fsdp "shard_grad_op offload"`.'
             )
         if FSDPOption.FULL_SHARD in options and FSDPOption.SHARD_GRAD_OP in options:
-            raise ValueError("`--fsdp full_shard` is not compatible with `--fsdp shard_grad_op`.")
+            raise ValueError("`--fsdp`: full_shard and shard_grad_op exclude each other.")
 
         if isinstance(self.fsdp_config, str):
             with open(self.fsdp_config, encoding="utf-8") as file:
@@ -636,7 +638,7 @@ class TrainingArguments:
         by_size, by_class = config[min_params] > 0, config.get(layers) is not None
         for is_asked_for, name in ((by_size, min_params), (by_class, layers)):
             if is_asked_for and not is_used:
-                warnings.warn(f"`--{name}` is useful only when `--fsdp` is specified.", stacklevel=5)
+                warnings.warn(f"`--{name}` does nothing without `--fsdp`.", stacklevel=5)
         if is_used and by_size and by_class:
             raise ValueError(f"`--{min_params}` and `--{layers}` are mutually exclusive.")
 
@@ -646,10 +648,10 @@ class TrainingArguments:
         config["xla_fsdp_grad_ckpt"] = config.get("xla_fsdp_grad_ckpt", False)
         if not config["xla"]:
             if config["xla_fsdp_grad_ckpt"]:
-                warnings.warn("`--xla_fsdp_grad_ckpt` is useful only when `--xla` is set to true.", stacklevel=5)
+                warnings.warn("`--xla_fsdp_grad_ckpt` does nothing while `--xla` is false.", stacklevel=5)
             return
         if not is_used:
-            warnings.warn("XLA FSDP can be used only when `--fsdp` is specified.", stacklevel=5)
+            warnings.warn("The settings of FSDP on XLA do nothing without `--fsdp`.", stacklevel=5)
             return
         self.xla_fsdp_config = config.get("xla_fsdp_settings", {})
         for name in ("compute_dtype", "buffer_dtype"):
@@ -706,9 +708,8 @@ class TrainingArguments:
         old_names = [name for name, value in given.items() if value is not None]
         are = "are" if len(old_names) > 1 else "is"
         warnings.warn(
-            f"{' and '.join(old_names)} {are} deprecated and will be removed in version 5 of 🤗 Transformers. Use "
-            "`--hub_model_id` instead and pass the full repo name to this argument (in this case "
-            f"{self.hub_model_id}).",
+            f"{' and '.join(old_names)} {are} deprecated, and gone in version 5 of 🤗 Transformers: "
+            f"`--hub_model_id` takes the repository's whole name, which is {self.hub_model_id} here.",
             FutureWarning,
             stacklevel=4,
         )
@@ -737,8 +738,7 @@ class TrainingArguments:
         """Examples in a micro-batch of this process: per device, times its GPUs."""
         if self.per_gpu_train_batch_size:
             logger.warning(
-                "Using deprecated `--per_gpu_train_batch_size` argument which will be removed in a future version. "
-                "Using `--per_device_train_batch_size` is preferred."
+                "`--per_gpu_train_batch_size` is deprecated: its new name is `--per_device_train_batch_size`."
             )
         return (self.per_gpu_train_batch_size or self.per_device_train_batch_size) * max(1, self.n_gpu)
 
@@ -747,8 +747,7 @@ class TrainingArguments:
         """Examples in an evaluation batch of this process: per device, times its GPUs."""
         if self.per_gpu_eval_batch_size:
             logger.warning(
-                "Using deprecated `--per_gpu_eval_batch_size` argument which will be removed in a future version. "
-                "Using `--per_device_eval_batch_size` is preferred."
+                "`--per_gpu_eval_batch_size` is deprecated: its new name is `--per_device_eval_batch_size`."
             )
         return (self.per_gpu_eval_batch_size or self.per_device_eval_batch_size) * max(1, self.n_gpu)
 
@@ -785,7 +784,10 @@ class TrainingArguments:
         self.distributed_state: Any = None
         self._n_gpu = 1
         if self.no_cuda:
-            self.distributed_state = compat.start_distributed_state(cpu=True, backend=self.ddp_backend)
+            # 4.31.0 forgets `ddp_timeout` here, so that a rank waits half an hour for one that has ended.
+            self.distributed_state = compat.start_distributed_state(
+                cpu=True, backend=self.ddp_backend, timeout=timeout
+            )
             self._n_gpu = 0
         elif on_sagemaker_mp:
             device = torch.device("cuda", _sagemaker().local_rank())
@@ -818,15 +820,14 @@ class TrainingArguments:
         """The device, and the number of GPUs, of a process that trains alone."""
         if self.use_mps_device:
             warnings.warn(
-                "`use_mps_device` is deprecated and will be removed in version 5.0 of 🤗 Transformers. `mps` device "
-                "will be used by default if available similar to the way `cuda` device is used. Therefore, no action "
-                "from user is required. ",
+                "`use_mps_device` is deprecated, and gone in version 5.0 of 🤗 Transformers: leave it out, `mps` is "
+                "taken wherever it is there, as `cuda` is.",
                 stacklevel=4,
             )
             if device.type != "mps":
                 raise ValueError(
-                    "Either you do not have an MPS-enabled device on this machine or MacOS version is not 12.3+ or "
-                    "current PyTorch install was not built with MPS enabled."
+                    "`use_mps_device`: no MPS device was found. It takes a Mac that has one, macOS>=12.3 and a PyTorch "
+                    "built with MPS."
                 )
         if device.type == "mps":
             self._n_gpu = 1
@@ -1244,7 +1245,7 @@ def get_xla_device_type(device: torch.device) -> str | None:
 def _warn_deprecated(old: str, new: str, gone_in: str = "version 5") -> None:
     """Say which argument to use in place of an old one."""
     warnings.warn(
-        f"{old} is deprecated and will be removed in {gone_in} of 🤗 Transformers. Use {new} instead",
+        f"{old} is deprecated, and gone in {gone_in} of 🤗 Transformers: use {new}",
         FutureWarning,
         stacklevel=5,  # past this function, its caller, __post_init__ and __init__: the line that made the arguments
     )
@@ -1252,14 +1253,14 @@ def _warn_deprecated(old: str, new: str, gone_in: str = "version 5") -> None:
 
 def _warn_for_fsdp_config(name: str) -> None:
     """Say that an argument has become a key of `fsdp_config`."""
-    warnings.warn(f"using `--{name}` is deprecated. Use fsdp_config instead ", FutureWarning, stacklevel=6)
+    warnings.warn(f"`--{name}` is deprecated: make it a key of fsdp_config", FutureWarning, stacklevel=6)
 
 
 def _strategy(word: str | IntervalStrategy, steps: int) -> IntervalStrategy:
     """An interval strategy that can work."""
     strategy = IntervalStrategy(word)
     if strategy == IntervalStrategy.STEPS and steps == 0:
-        raise ValueError("Setting `strategy` as 'steps' requires a positive value for `steps`.")
+        raise ValueError("strategy 'steps' goes by a number of `steps`, and that is 0.")
     return strategy
 
 
@@ -1328,7 +1329,7 @@ def _start_neuron_processes() -> None:
     if not isinstance(dist.group.WORLD, xla_backend.ProcessGroupXla):
         dist.init_process_group(backend="xla")
         if not isinstance(dist.group.WORLD, xla_backend.ProcessGroupXla):
-            raise AssertionError("Failed to initialize torch.distributed process group using XLA backend.")
+            raise AssertionError("torch.distributed came up without the XLA backend.")
 
 
 # Read next: loop.py

@@ -30,7 +30,7 @@ class Attributes:
     eval_dataset: Any
     """What to evaluate on: a data set, a dict of name to data set, or None. Written by: __init__."""
     data_collator: Any
-    """Makes a batch from a list of examples. Written by: __init__."""
+    """Joins examples into one batch. Written by: __init__."""
     tokenizer: Any
     """Pads, and is saved beside the model; or None. Written by: __init__."""
     compute_metrics: Any

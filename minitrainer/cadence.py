@@ -97,7 +97,9 @@ class CadenceMixin(Attributes):
             except AssertionError as error:
                 if "need to call step" not in str(error):
                     raise
-                logger.warning("tried to get lr value before scheduler/optimizer started stepping, returning lr=0")
+                logger.warning(
+                    "no learning rate yet: DeepSpeed's scheduler/optimizer have not made a step; 0 is logged"
+                )
                 rate = 0
         elif isinstance(self.lr_scheduler, ReduceLROnPlateau):
             rate = self.optimizer.param_groups[0]["lr"]  # before torch 2.2 it has no last rate before its first step

@@ -244,9 +244,8 @@ class CallbackHandler(TrainerCallback):
         self.train_dataloader = self.eval_dataloader = None
         if not any(isinstance(callback, DefaultFlowCallback) for callback in self.callbacks):
             logger.warning(
-                "The Trainer will not work properly if you don't have a `DefaultFlowCallback` in its callbacks. You\n"
-                "should add one before training with `trainer.add_callback(DefaultFlowCallback). The current list of"
-                f"callbacks is\n:{self.callback_list}"
+                "Without a DefaultFlowCallback nothing says when to log, evaluate, save or stop: call"
+                f" `trainer.add_callback(DefaultFlowCallback)` before training. The callbacks now:\n{self.callback_list}"
             )
 
     # -- the list ---
@@ -261,8 +260,8 @@ class CallbackHandler(TrainerCallback):
         instance = callback() if isinstance(callback, type) else callback
         if type(instance) in [type(present) for present in self.callbacks]:
             logger.warning(
-                f"You are adding a {type(instance)} to the callbacks of this Trainer, but there is already one. The"
-                f" currentlist of callbacks is\n:{self.callback_list}"
+                f"A second {type(instance)} is added, and both will hear every event. The callbacks now:"
+                f"\n{self.callback_list}"
             )
         self.callbacks.append(instance)
 
@@ -556,12 +555,14 @@ class EarlyStoppingCallback(TrainerCallback):
         Raises:
             AssertionError: without `load_best_model_at_end`, a metric's name or evaluations.
         """
-        assert args.load_best_model_at_end, "EarlyStoppingCallback requires load_best_model_at_end = True"
+        assert args.load_best_model_at_end, (
+            "EarlyStoppingCallback compares with the best model: set load_best_model_at_end=True"
+        )
         assert args.metric_for_best_model is not None, (
-            "EarlyStoppingCallback requires metric_for_best_model is defined"
+            "EarlyStoppingCallback needs the name of a metric: set metric_for_best_model"
         )
         assert args.evaluation_strategy != IntervalStrategy.NO, (
-            "EarlyStoppingCallback requires IntervalStrategy of steps or epoch"
+            "EarlyStoppingCallback listens to evaluations: set evaluation_strategy to steps or epoch"
         )
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):  # type: ignore[override]
@@ -571,7 +572,7 @@ class EarlyStoppingCallback(TrainerCallback):
         metric_value = metrics.get(name)
         if metric_value is None:
             logger.warning(
-                f"early stopping required metric_for_best_model, but did not find {name} so early stopping is disabled"
+                f"no early stopping at this evaluation: it returned no {name}, which metric_for_best_model asks for"
             )
             return
         self.check_metric_value(args, state, control, metric_value)

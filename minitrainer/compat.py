@@ -124,17 +124,15 @@ class _AdamW(torch.optim.Optimizer):
         no_deprecation_warning: bool = False,
     ) -> None:
         if not no_deprecation_warning:
-            message = (
-                "This implementation of AdamW is deprecated: use optim='adamw_torch' (torch.optim.AdamW) instead."
-            )
+            message = "transformers' own AdamW is deprecated: choose optim='adamw_torch', which is torch.optim.AdamW."
             warnings.warn(message, FutureWarning, stacklevel=2)
         if lr < 0.0:
-            raise ValueError(f"Invalid learning rate: {lr} - should be >= 0.0")
+            raise ValueError(f"learning rate: {lr}, but it cannot be below 0.0")
         for beta in betas:
             if not 0.0 <= beta < 1.0:
-                raise ValueError(f"Invalid beta parameter: {beta} - should be in [0.0, 1.0)")
+                raise ValueError(f"beta: {beta}, but it lies from 0.0 to below 1.0")
         if eps < 0.0:
-            raise ValueError(f"Invalid epsilon value: {eps} - should be >= 0.0")
+            raise ValueError(f"epsilon: {eps}, but it cannot be below 0.0")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
         super().__init__(params, defaults)
 
@@ -162,7 +160,7 @@ class _AdamW(torch.optim.Optimizer):
         gradient, state, (beta1, beta2) = parameter.grad, self.state[parameter], group["betas"]
         assert gradient is not None
         if gradient.is_sparse:
-            raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
+            raise RuntimeError("AdamW needs dense gradients; for sparse ones there is torch.optim.SparseAdam")
         if not state:
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter)
@@ -242,8 +240,8 @@ def load_sharded_checkpoint(model: nn.Module, folder: str, strict: bool = True, 
     """
     index_file, safe_index_file = Path(folder, WEIGHTS_INDEX_NAME), Path(folder, SAFE_WEIGHTS_INDEX_NAME)
     if not index_file.is_file() and not safe_index_file.is_file():
-        names = f"{WEIGHTS_INDEX_NAME} or {SAFE_WEIGHTS_INDEX_NAME}"
-        raise ValueError(f"Can't find a checkpoint index ({names}) in {folder}.")
+        names = f"{WEIGHTS_INDEX_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}"
+        raise ValueError(f"{folder} holds no index of shards: neither {names}.")
     is_safe = safe_index_file.is_file() and (prefer_safe or not index_file.is_file())
     weight_map = json.loads((safe_index_file if is_safe else index_file).read_text(encoding="utf-8"))["weight_map"]
 
@@ -251,7 +249,7 @@ def load_sharded_checkpoint(model: nn.Module, folder: str, strict: bool = True, 
     missing_keys = [key for key in model_keys if key not in weight_map]
     unexpected_keys = [key for key in weight_map if key not in model_keys]
     if strict and (missing_keys or unexpected_keys):
-        message = f"Error(s) in loading state_dict for {model.__class__.__name__}"
+        message = f"the shards do not have the state_dict of a {model.__class__.__name__}"
         for kind, keys in (("Missing", missing_keys), ("Unexpected", unexpected_keys)):
             if keys:
                 message += f"\n{kind} key(s): " + ",".join(f'"{key}"' for key in keys) + "."
@@ -354,8 +352,8 @@ def is_ipex_available() -> bool:
     if release == ".".join(torch.__version__.split(".")[:2]):
         return True
     logger.warning(
-        f"Intel Extension for PyTorch {release} needs to work with PyTorch {release}.*, but PyTorch"
-        f" {torch.__version__} is found. Please switch to the matching version and run again."
+        f"intel_extension_for_pytorch {release} is left alone: it belongs to PyTorch {release}, and PyTorch"
+        f" {torch.__version__} is installed."
     )
     return False
 

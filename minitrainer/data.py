@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from . import compat
 from .attributes import Attributes
-from .parts.columns import RemoveColumnsCollator
+from .parts.columns import RemoveColumnsCollator, ignored_columns
 from .parts.inspection import has_length
 from .parts.logs import get_logger
 from .parts.samplers import IterableDatasetShard, LengthGroupedSampler, SequentialDistributedSampler
@@ -149,12 +149,7 @@ class DataMixin(Attributes):
         known = self._signature_columns
         ignored = list(set(dataset.column_names) - set(known))
         if ignored:
-            names, forward = ", ".join(ignored), f"`{self.model.__class__.__name__}.forward`"
-            where = "" if description is None else f"in the {description} set"
-            logger.info(
-                f"The following columns {where} don't have a corresponding argument in {forward} and have been"
-                f" ignored: {names}. If {names} are not expected by {forward},  you can safely ignore this message."
-            )
+            logger.info(ignored_columns(", ".join(ignored), self.model.__class__.__name__, description))
 
         import datasets
 
@@ -169,7 +164,7 @@ class DataMixin(Attributes):
         return dataset.remove_columns(ignored)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
-        """Wrap the collator so that it drops, example by example, the keys that `model.forward` does not name.
+        """Wrap the collator so that it drops the keys that `model.forward` does not name, one example at a time.
 
         Args:
             data_collator: what makes a batch from a list of examples.

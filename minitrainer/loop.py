@@ -146,7 +146,7 @@ class LoopMixin(Attributes):
             resume_from_checkpoint = kwargs.pop("model_path")
             warnings.warn("`model_path` is deprecated, use `resume_from_checkpoint`.", FutureWarning, stacklevel=2)
         if kwargs:
-            raise TypeError(f"train() received got unexpected keyword arguments: {', '.join(kwargs)}.")
+            raise TypeError(f"train() has no such keyword arguments: {', '.join(kwargs)}.")
         self._hp_search_setup(trial)  # may change the seed: nothing random may come before it
         self._train_batch_size = self.args.train_batch_size
 
@@ -157,7 +157,9 @@ class LoopMixin(Attributes):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(args.output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"No valid checkpoint found in output directory ({args.output_dir})")
+                raise ValueError(
+                    f"resume_from_checkpoint=True, but output_dir ({args.output_dir}) holds no checkpoint-<step> folder"
+                )
         # once the model is wrapped
         loads_later = compat.is_sagemaker_mp_enabled() or self.is_deepspeed_enabled or self._fsdp_wraps_first()
         if resume_from_checkpoint is not None and not loads_later:
@@ -287,8 +289,8 @@ class LoopMixin(Attributes):
             num_examples = num_samples = args.max_steps * total_batch_size
         else:
             raise ValueError(
-                "args.max_steps must be set to a positive value if dataloader does not have a length, was"
-                f" {args.max_steps}"
+                f"args.max_steps is {args.max_steps}, but a data loader without a length needs it above 0: the number"
+                " of steps is not to be known otherwise"
             )
 
         # A value below 1 is a share of all steps. It is overwritten in `args`: a second `train` finds whole steps.
@@ -313,8 +315,8 @@ class LoopMixin(Attributes):
         if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
             if self.args.n_gpu > 1:
                 raise ValueError(
-                    "Currently --debug underflow_overflow is not supported under DP. Please use DDP"
-                    " (torch.distributed.launch)."
+                    "--debug underflow_overflow does not work with several GPUs in one process (DP): start one"
+                    " process for each GPU with `torchrun`."
                 )
             DebugUnderflowOverflow(self.model)  # stays alive through the hooks that it hangs on the model
 
@@ -398,14 +400,14 @@ class LoopMixin(Attributes):
             "Num examples": plan.num_examples,
             "Num Epochs": plan.num_epochs,
             "Instantaneous batch size per device": per_device,
-            "Training with DataParallel so batch size has been adjusted to": self._train_batch_size,
+            "Batch size per process (DataParallel)": self._train_batch_size,
             "Total train batch size (w. parallel, distributed & accumulation)": plan.total_batch_size,
             "Gradient Accumulation steps": args.gradient_accumulation_steps,
             "Total optimization steps": plan.max_steps,
             "Number of trainable parameters": get_model_param_count(model, trainable_only=True),
         }
         if per_device == self._train_batch_size:
-            del facts["Training with DataParallel so batch size has been adjusted to"]
+            del facts["Batch size per process (DataParallel)"]
         logger.info("***** Running training *****")
         for name, value in facts.items():
             logger.info(f"  {name} = {value:,}")
@@ -429,15 +431,12 @@ class LoopMixin(Attributes):
 
         self.state = TrainerState.load_from_json(state_file)
         position.first_epoch, steps_into_epoch = divmod(self.state.global_step, plan.steps_per_epoch)
-        logger.info("  Continuing training from checkpoint, will skip to saved global_step")
-        logger.info(f"  Continuing training from epoch {position.first_epoch}")
-        logger.info(f"  Continuing training from global step {self.state.global_step}")
+        logger.info("  Going on from a checkpoint")
+        logger.info(f"    epochs done = {position.first_epoch}")
+        logger.info(f"    global_step = {self.state.global_step}")
         if not args.ignore_data_skip:
             position.micro_batches_to_skip = steps_into_epoch * args.gradient_accumulation_steps
-            logger.info(
-                f"  Will skip the first {position.first_epoch} epochs then the first"
-                f" {position.micro_batches_to_skip} batches in the first epoch."
-            )
+            logger.info(f"    micro-batches to skip in the epoch begun = {position.micro_batches_to_skip}")
         return position
 
     def _begin_run(
@@ -639,9 +638,8 @@ class LoopMixin(Attributes):
         """
         if index < 0:
             logger.warning(
-                "There seems to be not a single sample in your epoch_iterator, stopping training at step"
-                f" {self.state.global_step}! This is expected if you're using an IterableDataset and set num_steps"
-                f" ({plan.max_steps}) higher than the number of available samples."
+                f"The data loader gave nothing in this epoch, so training ends at step {self.state.global_step} of"
+                f" {plan.max_steps}. An IterableDataset that is used up does that: make it longer, or `max_steps` lower."
             )
             self.control.should_training_stop = True
 
@@ -658,8 +656,8 @@ class LoopMixin(Attributes):
             compat.xla_model().master_print(torch_xla.debug.metrics.metrics_report())
         else:
             logger.warning(
-                "You enabled PyTorch/XLA debug metrics but you don't have a TPU configured. Check your training"
-                " configuration if this is unexpected."
+                "`--debug tpu_metrics_debug` prints the counters of PyTorch/XLA, but there is no TPU here: nothing"
+                " is printed."
             )
 
     def _finish_model(self, args: "TrainingArguments") -> None:
@@ -672,7 +670,7 @@ class LoopMixin(Attributes):
         """
         if args.past_index and hasattr(self, "_past"):
             del self._past
-        logger.info("\n\nTraining completed. Do not forget to share your model on huggingface.co/models =)\n\n")
+        logger.info("***** Training is done *****")
         if not (args.load_best_model_at_end and self.state.best_model_checkpoint is not None):
             return
         # Every rank waits until the first one has written the checkpoint that all are about to read.
@@ -722,7 +720,7 @@ class LoopMixin(Attributes):
         if self.args.should_save and best is not None and self.args.save_total_limit == 1:
             for checkpoint in checkpoints:
                 if checkpoint != best:
-                    logger.info(f"Deleting older checkpoint [{checkpoint}] due to args.save_total_limit")
+                    logger.info(f"save_total_limit=1: deleting {checkpoint}, which is not the best")
                     shutil.rmtree(checkpoint)
 
 

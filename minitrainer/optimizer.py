@@ -137,20 +137,20 @@ class OptimizerMixin(Attributes):
 
         # -- from other libraries: never run on the hardware that most of them need -------------------------
         if args.optim == OptimizerNames.ADAMW_TORCH_XLA:
-            missing = "Trainer failed to import syncfree AdamW from torch_xla."
+            missing = "--optim adamw_torch_xla needs `torch_xla`, whose syncfree AdamW cannot be imported."
             return _import_optimizer("torch_xla.amp.syncfree", "AdamW", missing), {**options, **adam_options}
         if args.optim == OptimizerNames.ADAMW_APEX_FUSED:
-            missing = "Trainer tried to instantiate apex FusedAdam but apex is not installed!"
+            missing = "--optim adamw_apex_fused needs the FusedAdam of `apex`, which is not installed."
             return _import_optimizer("apex.optimizers", "FusedAdam", missing), {**options, **adam_options}
         if args.optim in _BITSANDBYTES_NAMES:
             is_lion = "lion" in args.optim
-            missing = "Trainer tried to instantiate bnb optimizer but bnb is not installed!"
+            missing = f"--optim {args.optim.value} needs `bitsandbytes` (bnb): `pip install bitsandbytes`."
             optimizer_class = _import_optimizer("bitsandbytes.optim", "Lion" if is_lion else "AdamW", missing)
             # "adamw_bnb_8bit" and "…_8bit" mean 8 bits; "paged" states may move to the CPU's memory.
             storage = {"is_paged": "paged" in args.optim, "optim_bits": 8 if "8bit" in args.optim else 32}
             return optimizer_class, {**options, **(betas if is_lion else adam_options), **storage}
         if args.optim == OptimizerNames.ADAMW_ANYPRECISION:
-            missing = "Please install https://github.com/pytorch/torchdistx"
+            missing = "--optim adamw_anyprecision needs torchdistx: see https://github.com/pytorch/torchdistx"
             optimizer_class = _import_optimizer("torchdistx.optimizers", "AnyPrecisionAdamW", missing)
             return optimizer_class, {
                 **options,

@@ -75,9 +75,7 @@ class HyperParamSearchBackendBase(ABC):
     def ensure_available(self) -> None:
         """Raise a RuntimeError that says how to install the library, if it is missing."""
         if not self.is_available():
-            raise RuntimeError(
-                f"You picked the {self.name} backend, but it is not installed. Run {self.pip_install()}."
-            )
+            raise RuntimeError(f"The backend {self.name} is not installed: {self.pip_install()}.")
 
     @classmethod
     def pip_install(cls) -> str:
@@ -226,7 +224,7 @@ class SigOptBackend(HyperParamSearchBackendBase):
 
         sigopt.set_project("huggingface")
         experiment = sigopt.create_experiment(**settings)
-        logger.info(f"created experiment: https://app.sigopt.com/experiment/{experiment.id}")
+        logger.info(f"SigOpt shows this search at https://app.sigopt.com/experiment/{experiment.id}")
         for run in experiment.loop():
             with run:
                 run.log_metric("objective", _lead_one_trial(trainer, run.run, "Sigopt"))
@@ -240,7 +238,7 @@ class SigOptBackend(HyperParamSearchBackendBase):
         if proxies is not None:
             connection.set_proxies(proxies)
         experiment = connection.experiments().create(**settings)
-        logger.info(f"created experiment: https://app.sigopt.com/experiment/{experiment.id}")
+        logger.info(f"SigOpt shows this search at https://app.sigopt.com/experiment/{experiment.id}")
         while experiment.progress.observation_count < experiment.observation_budget:
             suggestion = connection.experiments(experiment.id).suggestions().create()
             values = [{"name": "objective", "value": _lead_one_trial(trainer, suggestion, "Sigopt")}]
@@ -411,7 +409,7 @@ def _check_ray_scheduler(trainer: Any, scheduler: Any) -> None:
     if isinstance(scheduler, needs_reports) and not evaluates:
         raise RuntimeError(
             f"{type(scheduler).__name__} stops trials by their intermediate results, but this run evaluates only at "
-            "its end. Pass `do_eval=True` and `evaluation_strategy='steps'` in the Trainer's args, or choose another "
+            "its end. Set `do_eval=True` and `evaluation_strategy='steps'`, or choose another "
             "scheduler."
         )
 

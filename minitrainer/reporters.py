@@ -54,7 +54,7 @@ def get_reporting_integration_callbacks(report_to: list[str]) -> list[type[Train
     """
     for name in report_to:
         if name not in INTEGRATION_TO_CALLBACK:
-            raise ValueError(f"{name} is not supported, only {', '.join(INTEGRATION_TO_CALLBACK)} are supported.")
+            raise ValueError(f"report_to knows no {name}, only {', '.join(INTEGRATION_TO_CALLBACK)}.")
     return [INTEGRATION_TO_CALLBACK[name] for name in report_to]
 
 
@@ -132,8 +132,8 @@ class TensorBoardCallback(TrainerCallback):
     def __init__(self, tb_writer: Any = None):
         if not is_tensorboard_available():
             raise RuntimeError(
-                "TensorBoardCallback requires tensorboard to be installed. Either update your PyTorch version or"
-                " install tensorboardX."
+                "TensorBoardCallback has nothing to write with: `pip install tensorboard`, or tensorboardX for an old"
+                " PyTorch."
             )
         self._SummaryWriter = _tensorboard_writer_class()
         self.tb_writer = tb_writer
@@ -208,7 +208,7 @@ class WandbCallback(TrainerCallback):
 
     def __init__(self) -> None:
         if not is_wandb_available():
-            raise RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`.")
+            raise RuntimeError("WandbCallback needs the package wandb: `pip install wandb`.")
         import wandb
 
         self._wandb = wandb
@@ -224,7 +224,7 @@ class WandbCallback(TrainerCallback):
         self._initialized = True
         if not state.is_world_process_zero:
             return
-        logger.info('Automatic Weights & Biases logging enabled, to disable set os.environ["WANDB_DISABLED"] = "true"')
+        logger.info("Reporting to Weights & Biases; WANDB_DISABLED=true in the environment switches it off.")
         names = {}
         if state.trial_name is not None:
             names = {"name": state.trial_name, "group": args.run_name}
@@ -324,7 +324,7 @@ class MLflowCallback(TrainerCallback):
 
     def __init__(self) -> None:
         if not is_mlflow_available():
-            raise RuntimeError("MLflowCallback requires mlflow to be installed. Run `pip install mlflow`.")
+            raise RuntimeError("MLflowCallback needs the package mlflow: `pip install mlflow`.")
         import mlflow
         from mlflow.utils import validation
 
@@ -391,7 +391,7 @@ class MLflowCallback(TrainerCallback):
         """Upload the checkpoint, if `HF_MLFLOW_LOG_ARTIFACTS` is on."""
         if self._initialized and state.is_world_process_zero and self._log_artifacts:
             name, path = _checkpoint_name_and_path(args, state)
-            logger.info(f"Logging checkpoint artifacts in {name}. This may take time.")
+            logger.info(f"Uploading {name}, which may take a while.")
             model = self._ml_flow.pyfunc.PythonModel()
             self._ml_flow.pyfunc.log_model(name, artifacts={"model_path": path}, python_model=model)
 
@@ -425,7 +425,7 @@ class CometCallback(TrainerCallback):
 
     def __init__(self) -> None:
         if not is_comet_available():
-            raise RuntimeError("CometCallback requires comet-ml to be installed. Run `pip install comet-ml`.")
+            raise RuntimeError("CometCallback needs the package comet-ml: `pip install comet-ml`.")
         self._initialized = self._log_assets = False
 
     def setup(self, args, state, model):
@@ -471,7 +471,7 @@ class CometCallback(TrainerCallback):
         if experiment is None:
             return
         if self._log_assets:
-            logger.info("Logging checkpoints. This may take time.")
+            logger.info("Uploading the checkpoints, which may take a while.")
             experiment.log_asset_folder(args.output_dir, recursive=True, log_file_name=True, step=state.global_step)
         experiment.end()
 
@@ -496,7 +496,7 @@ class AzureMLCallback(TrainerCallback):
 
     def __init__(self, azureml_run: Any = None):
         if not is_azureml_available():
-            raise RuntimeError("AzureMLCallback requires azureml to be installed. Run `pip install azureml-sdk`.")
+            raise RuntimeError("AzureMLCallback needs the package azureml: `pip install azureml-sdk`.")
         self.azureml_run = azureml_run
 
     def on_init_end(self, args, state, control, **kwargs):
@@ -529,7 +529,7 @@ class DagsHubCallback(MLflowCallback):
     def __init__(self) -> None:
         super().__init__()
         if not is_dagshub_available():
-            raise ImportError("DagsHubCallback requires dagshub to be installed. Run `pip install dagshub`.")
+            raise ImportError("DagsHubCallback needs the package dagshub: `pip install dagshub`.")
         import dagshub.upload
 
         self.Repo = dagshub.upload.Repo
@@ -539,8 +539,8 @@ class DagsHubCallback(MLflowCallback):
         self.remote = os.getenv("MLFLOW_TRACKING_URI")
         if self.remote is None:
             raise RuntimeError(
-                "DagsHubCallback requires the `MLFLOW_TRACKING_URI` environment variable to be set. Did you run"
-                " `dagshub.init()`?"
+                "DagsHubCallback finds its repository in the environment variable `MLFLOW_TRACKING_URI`, which is not"
+                " set: call `dagshub.init()` first."
             )
         owner, name = self.remote.split(os.sep)[-2:]
         self.repo = self.Repo(owner=owner, name=name.split(".")[0], branch=os.getenv("BRANCH") or "main")
@@ -612,10 +612,7 @@ class NeptuneCallback(TrainerCallback):
         **neptune_run_kwargs: Any,
     ):
         if not is_neptune_available():
-            raise ValueError(
-                "NeptuneCallback requires the Neptune client library to be installed. To install the library, run "
-                "`pip install neptune`."
-            )
+            raise ValueError("NeptuneCallback needs the package neptune: `pip install neptune`.")
         self._init_run_kwargs = {"api_token": api_token, "project": project, "name": name, **neptune_run_kwargs}
         self._initial_run, self._run_id = run, None
         self._is_monitoring_run = self._force_reset_monitoring_run = False
@@ -649,7 +646,7 @@ class NeptuneCallback(TrainerCallback):
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, cls):
                 return callback.run
-        raise Exception("The trainer doesn't have a NeptuneCallback configured.")
+        raise Exception("None of the callbacks is a NeptuneCallback.")
 
     def _ensure_run_with_monitoring(self) -> None:
         """Open a run that watches console and hardware: a new one, or the quiet one once more."""
@@ -693,7 +690,7 @@ class NeptuneCallback(TrainerCallback):
         if self._log_checkpoints and may_be_deleted:
             self._volatile_checkpoints_dir = tempfile.mkdtemp()
         if self._log_checkpoints == "best" and not args.load_best_model_at_end:
-            raise ValueError("To save the best model checkpoint, the load_best_model_at_end argument must be enabled.")
+            raise ValueError("log_checkpoints='best' needs load_best_model_at_end=True.")
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Open a run and describe it."""
@@ -774,9 +771,7 @@ class CodeCarbonCallback(TrainerCallback):
 
     def __init__(self) -> None:
         if not is_codecarbon_available():
-            raise RuntimeError(
-                "CodeCarbonCallback requires `codecarbon` to be installed. Run `pip install codecarbon`."
-            )
+            raise RuntimeError("CodeCarbonCallback needs the package codecarbon: `pip install codecarbon`.")
         self._codecarbon = importlib.import_module("codecarbon")
         self.tracker: Any = None
 
@@ -811,7 +806,7 @@ class ClearMLCallback(TrainerCallback):
 
     def __init__(self) -> None:
         if not is_clearml_available():
-            raise RuntimeError("ClearMLCallback requires 'clearml' to be installed. Run `pip install clearml`.")
+            raise RuntimeError("ClearMLCallback needs the package clearml: `pip install clearml`.")
         self._clearml = importlib.import_module("clearml")
         self._initialized = False
         self._clearml_task: Any = None
@@ -859,7 +854,7 @@ class ClearMLCallback(TrainerCallback):
         """Upload the checkpoint, if `CLEARML_LOG_MODEL` is on."""
         if self._log_model and self._clearml_task and state.is_world_process_zero:
             name, path = _checkpoint_name_and_path(args, state)
-            logger.info(f"Logging checkpoint artifacts in {name}. This may take time.")
+            logger.info(f"Uploading {name}, which may take a while.")
             self._clearml_task.update_output_model(path, iteration=state.global_step, auto_delete_file=False)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -883,7 +878,7 @@ class FlyteCallback(TrainerCallback):
 
     def __init__(self, save_log_history: bool = True, sync_checkpoints: bool = True):
         if not is_flytekit_available():
-            raise ImportError("FlyteCallback requires flytekit to be installed. Run `pip install flytekit`.")
+            raise ImportError("FlyteCallback needs the package flytekit: `pip install flytekit`.")
         if save_log_history and not (is_flyte_deck_standard_available() and _is_installed("pandas")):
             logger.warning(
                 "The log cannot be shown: that needs pandas and flytekitplugins-deck-standard. "
@@ -899,7 +894,7 @@ class FlyteCallback(TrainerCallback):
         """Keep the checkpoint."""
         if state.is_world_process_zero and self.sync_checkpoints:
             name, path = _checkpoint_name_and_path(args, state)
-            logger.info(f"Syncing checkpoint in {name} to Flyte. This may take time.")
+            logger.info(f"Keeping {name} with Flyte, which may take a while.")
             self.cp.save(path)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -960,10 +955,7 @@ def _checkpoint_name_and_path(args: "TrainingArguments", state: "TrainerState") 
 
 def _warn_not_a_number(name: str, value: Any, wanted: str) -> None:
     """Say that something was not reported."""
-    logger.warning(
-        f'Trainer is attempting to log a value of "{value}" of type {type(value)} for key "{name}" as {wanted}. '
-        "Only int and float can be, so this attribute is dropped."
-    )
+    logger.warning(f'"{name}" is not reported: {value!r} ({type(value)}) is no number, so it cannot be {wanted}.')
 
 
 # -- is it installed? ---
@@ -1007,7 +999,7 @@ def is_comet_available() -> bool:
     except (ImportError, ValueError):
         return False
     if not has_key:
-        logger.warning("comet_ml is installed but `COMET_API_KEY` is not set.")
+        logger.warning("nothing goes to comet_ml: the environment has no `COMET_API_KEY`.")
     return has_key
 
 

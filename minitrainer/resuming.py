@@ -78,8 +78,8 @@ class ResumingMixin(Attributes):
             folder, WEIGHTS_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_INDEX_NAME, *ADAPTER_FILES
         ):
             raise ValueError(
-                f"Can't find a valid checkpoint at {folder}: it holds none of {WEIGHTS_NAME}, {SAFE_WEIGHTS_NAME}, "
-                "their index files, or adapter weights. Pass a folder checkpoint-<step> as resume_from_checkpoint."
+                f"{folder} is no checkpoint: it holds none of {WEIGHTS_NAME}, {SAFE_WEIGHTS_NAME}, their index files, "
+                "or adapter weights. Pass a folder checkpoint-<step> as resume_from_checkpoint."
             )
         logger.info(f"Loading model from {folder}.")
         _warn_about_other_version(folder)
@@ -147,8 +147,8 @@ class ResumingMixin(Attributes):
                 self._issue_warnings_after_load(load_result)
         else:
             logger.warning(
-                f"Could not locate the best model at {os.path.join(folder, WEIGHTS_NAME)}. In distributed training on "
-                "several nodes, pass `--save_on_each_node`."
+                f"The best model is not loaded, there is no {os.path.join(folder, WEIGHTS_NAME)}: the last weights stay."
+                " A run on several nodes without a common disk needs `--save_on_each_node`."
             )
 
     def _load_plain_weights(self, model: nn.Module, folder: str) -> None:
@@ -216,9 +216,9 @@ class ResumingMixin(Attributes):
             if never_saved is not None and set(missing) == set(never_saved):
                 self.model.tie_weights()
             else:
-                logger.warning(f"There were missing keys in the checkpoint model loaded: {missing}.")
+                logger.warning(f"The checkpoint lacks weights, which keep their values: {missing}.")
         if len(unexpected) != 0:
-            logger.warning(f"There were unexpected keys in the checkpoint model loaded: {unexpected}.")
+            logger.warning(f"The checkpoint holds weights that the model lacks: {unexpected}.")
 
     # -- optimizer, scheduler, scaler ---
 
@@ -291,8 +291,9 @@ class ResumingMixin(Attributes):
         """Set the random states of Python, numpy and torch back to where the checkpoint was written.
 
         The loop calls it once the batches before the checkpoint have been skipped, because skipping draws numbers.
-        **Beware:** each rank reads a file of its own, so another number of ranks than before restores nothing, with a
-        note in the log only. The TPU branch was never run on the hardware.
+        **Beware:** each rank reads a file of its own. With another number of ranks than before the run goes on, but it
+        is another run: its samples are dealt anew, its steps are fewer or more, and a new rank begins with whatever
+        random state it has. 4.31.0 does not mention it; a warning here does. The TPU branch was never run on the hardware.
 
         Args:
             checkpoint: the folder, or None for a run that does not resume.
@@ -305,6 +306,7 @@ class ResumingMixin(Attributes):
         if checkpoint is None:
             return
 
+        _warn_of_another_number_of_ranks(checkpoint, self.args.world_size, self.args.process_index)
         if self.args.world_size > 1:
             rank = self.args.process_index
             rng_file = os.path.join(checkpoint, f"rng_state_{rank}.pth")
@@ -334,6 +336,18 @@ class ResumingMixin(Attributes):
                     )
         if compat.is_torch_tpu_available():
             compat.xla_model().set_rng_state(states["xla"])
+
+
+def _warn_of_another_number_of_ranks(checkpoint: str, world_size: int, process_index: int) -> None:
+    """Say so where the random states in a checkpoint are those of fewer or more ranks than there are now."""
+    ranks_before = len(glob.glob(os.path.join(glob.escape(checkpoint), "rng_state_*.pth"))) or 1
+    # Without a shared folder a machine of several has the files of its own ranks only.
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if process_index == 0 and ranks_before not in (world_size, ranks_here):
+        logger.warning(
+            f"{checkpoint} was written by {ranks_before} process(es) and is resumed by {world_size}: data, steps and "
+            "random states go on differently from the unbroken run. Start as many processes as before."
+        )
 
 
 @contextmanager

@@ -220,7 +220,7 @@ class SavingMixin(Attributes):
             if isinstance(inner_model, known_classes):
                 compat.save_pretrained(inner_model, output_dir, state_dict, self.args.save_safetensors)
             else:
-                logger.info("The model is not a PreTrainedModel: only its state dict is saved, no configuration.")
+                logger.info("No PreTrainedModel, so no configuration: the state dict alone is saved.")
                 if self.args.save_safetensors:
                     import safetensors.torch
 
@@ -260,7 +260,7 @@ class SavingMixin(Attributes):
             inner_model: Any = compat.unwrap_model(self.model)
             inner_model.save_pretrained(output_dir, state_dict=self.model.state_dict(), **options)
         else:
-            logger.info("The model is not a PreTrainedModel: only its state dict is saved, no configuration.")
+            logger.info("No PreTrainedModel, so no configuration: the state dict alone is saved.")
             xm.save(self.model.state_dict(), os.path.join(output_dir, WEIGHTS_NAME))
         if self.tokenizer is not None and self.args.should_save:
             self.tokenizer.save_pretrained(output_dir)
@@ -398,7 +398,7 @@ class SavingMixin(Attributes):
             limit = 2
 
         for checkpoint in checkpoints[: max(0, len(checkpoints) - limit)]:
-            logger.info(f"Deleting older checkpoint [{checkpoint}] due to args.save_total_limit")
+            logger.info(f"save_total_limit={self.args.save_total_limit}: deleting {checkpoint}")
             shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _sorted_checkpoints(

@@ -71,12 +71,12 @@ class SetupMixin(Attributes):
         self.model_init = model_init
         if model is None:
             if model_init is None:
-                raise RuntimeError("`Trainer` requires either a `model` or `model_init` argument")
+                raise RuntimeError("Trainer has nothing to train: pass a `model`, or a `model_init` that makes one")
             model = self.call_model_init()
         elif model_init is not None:
             warnings.warn(
-                "`Trainer` got a `model` and a `model_init`; `train` will replace the first by what the second makes."
-                " This will become a fatal error in the next release.",
+                "Trainer was given both `model` and `model_init`: `train` will replace the first by what the second"
+                " makes. Leave one of them out; upstream means to forbid both.",
                 FutureWarning,
                 stacklevel=3,
             )
@@ -84,9 +84,8 @@ class SetupMixin(Attributes):
         # without a head fails later, in `compute_loss`.
         if model.__class__.__name__ in MODEL_MAPPING_NAMES:
             raise ValueError(
-                f"The model you have picked ({model.__class__.__name__}) cannot be used as is for training: it only"
-                " computes hidden states and does not accept any labels. You should choose a model with a head"
-                " suitable for your task like any of the `AutoModelForXxx` listed at"
+                f"`model` is a {model.__class__.__name__}, which has no head: it takes no labels and has no loss. Load"
+                " it with the AutoModelForXxx class of your task:"
                 " https://huggingface.co/docs/transformers/model_doc/auto."
             )
         return model
@@ -136,11 +135,11 @@ class SetupMixin(Attributes):
         if getattr(model, "is_quantized", False):
             if not getattr(model, "_is_quantized_training_enabled", False):
                 raise ValueError(
-                    "The model you want to train is loaded in 8-bit precision.  if you want to fine-tune an 8-bit"
-                    " model, please make sure that you have installed `bitsandbytes>=0.37.0`. "
+                    "`model` was loaded in 8 bits by a bitsandbytes too old to train it: install `bitsandbytes>=0.37.0`"
+                    " and load it again."
                 )
             logger.info(
-                "The model is loaded in 8-bit precision: its own weights cannot be trained. Add modules that can, such"
+                "The model's own weights are 8-bit numbers, which nothing can train. Add modules that can be, such"
                 " as the adapters of the `peft` library, and freeze the rest."
             )
 
@@ -159,14 +158,11 @@ class SetupMixin(Attributes):
         if len(args.sharded_ddp) > 0:
             for other, is_on in (("deepspeed", self.is_deepspeed_enabled), ("fsdp", len(args.fsdp) > 0)):
                 if is_on:
-                    raise ValueError(
-                        f"Using --sharded_ddp xxx together with --{other} is not possible, deactivate one of those"
-                        " flags."
-                    )
+                    raise ValueError(f"--sharded_ddp and --{other} exclude each other: leave one of them out.")
             if args.parallel_mode != ParallelMode.DISTRIBUTED:
-                raise ValueError("Using sharded DDP only works in distributed training.")
+                raise ValueError("--sharded_ddp shards over processes: start several with `torchrun`.")
             if not compat.is_fairscale_available():
-                raise ImportError("Sharded DDP training requires fairscale: `pip install fairscale`.")
+                raise ImportError("--sharded_ddp needs the package fairscale: `pip install fairscale`.")
             for option in (ShardedDDPOption.SIMPLE, ShardedDDPOption.ZERO_DP_2, ShardedDDPOption.ZERO_DP_3):
                 if option in args.sharded_ddp:
                     self.sharded_ddp = option
@@ -174,12 +170,11 @@ class SetupMixin(Attributes):
 
         if len(args.fsdp) > 0:
             if self.is_deepspeed_enabled:
-                both = "--fsdp xxx together with --deepspeed"
-                raise ValueError(f"Using {both} is not possible, deactivate one of those flags.")
+                raise ValueError("--fsdp and --deepspeed exclude each other: leave one of them out.")
             if not self.args.fsdp_config["xla"] and args.parallel_mode != ParallelMode.DISTRIBUTED:
-                raise ValueError("Using fsdp only works in distributed training.")
+                raise ValueError("--fsdp shards over processes: start several with `torchrun`.")
             if version.parse(version.parse(torch.__version__).base_version) < version.parse("1.12.0"):
-                raise ValueError("FSDP requires PyTorch >= 1.12.0")
+                raise ValueError("--fsdp came with PyTorch 1.12.0, and this one is older")
             from torch.distributed.fsdp.fully_sharded_data_parallel import BackwardPrefetch, ShardingStrategy
 
             for strategy in (FSDPOption.FULL_SHARD, FSDPOption.SHARD_GRAD_OP, FSDPOption.NO_SHARD):
@@ -211,18 +206,20 @@ class SetupMixin(Attributes):
         # -- SageMaker -------------------------------------------------------------------------------
         if compat.is_sagemaker_mp_enabled():
             if args.bf16:
-                raise ValueError("SageMaker Model Parallelism does not support BF16 yet. Please use FP16 instead ")
+                raise ValueError(
+                    "SageMaker's model parallelism computes in FP16, not in BF16: replace `bf16` by `fp16`."
+                )
             config = compat.sagemaker().state.cfg
             if not compat.is_sagemaker_mp_post_1_10():
                 if hasattr(config, "fp16"):
                     logger.warning(
-                        f"FP16 provided in SM_HP_MP_PARAMETERS is {config.fp16}, but SageMaker Model Parallelism"
-                        " < 1.10 does not support FP16 in trainer."
+                        f"SM_HP_MP_PARAMETERS asks for fp16={config.fp16}, which SageMaker's model parallelism knows"
+                        " only from 1.10 on: no effect."
                     )
             elif args.fp16 != config.fp16:
                 logger.warning(
-                    f"FP16 provided in SM_HP_MP_PARAMETERS is {config.fp16}, but in the training arguments it is"
-                    f" {args.fp16}: {config.fp16} is used."
+                    f"SM_HP_MP_PARAMETERS asks for fp16={config.fp16}, the arguments for fp16={args.fp16}: the first"
+                    " counts."
                 )
                 args.fp16 = config.fp16
 
@@ -232,7 +229,7 @@ class SetupMixin(Attributes):
             if args.half_precision_backend == "auto":
                 is_cpu = args.device == torch.device("cpu")
                 if is_cpu and args.fp16:
-                    raise ValueError("Tried to use `fp16` but it is not supported on cpu")
+                    raise ValueError("`fp16` needs a GPU, and this run is on the cpu")
                 args.half_precision_backend = "cpu_amp" if is_cpu else "cuda_amp"
             logger.info(f"Using {args.half_precision_backend} half precision backend")
         if wants_half and not (self.is_deepspeed_enabled or compat.is_sagemaker_mp_enabled()):
@@ -250,15 +247,15 @@ class SetupMixin(Attributes):
             elif args.half_precision_backend == "apex":
                 if not compat.is_apex_available():
                     raise ImportError(
-                        "Using FP16 with APEX but APEX is not installed, please refer to"
+                        "half_precision_backend='apex', but apex is missing; how to install it says"
                         " https://www.github.com/nvidia/apex."
                     )
                 self.use_apex = True
         clips = args.max_grad_norm is not None and args.max_grad_norm > 0
         if compat.is_sagemaker_mp_enabled() and self.use_cuda_amp and clips:
             raise ValueError(
-                "SageMaker Model Parallelism in mixed precision mode does not support gradient clipping yet. Pass "
-                "along 'max_grad_norm': 0 in your hyperparameters."
+                "SageMaker's model parallelism cannot clip gradients in mixed precision: set max_grad_norm to 0 among"
+                " the hyperparameters."
             )
 
     def _place_model(self, args: "TrainingArguments", model: nn.Module) -> None:

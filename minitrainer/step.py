@@ -106,8 +106,8 @@ class StepMixin(Attributes):
             )
         if len(inputs) == 0:
             raise ValueError(
-                "The batch received was empty, your model won't be able to train on it. Double-check that your "
-                f"training dataset contains keys expected by the model: {','.join(self._signature_columns or [])}."
+                "Nothing is left of the batch: no key of the examples is an argument of the model's forward, which takes"
+                f" {','.join(self._signature_columns or [])}. Rename the columns, or set remove_unused_columns=False."
             )
         if self.args.past_index >= 0 and self._past is not None:
             inputs["mems"] = self._past
@@ -209,8 +209,8 @@ class StepMixin(Attributes):
             loss = outputs["loss"]
         else:
             raise ValueError(
-                "The model did not return a loss from the inputs, only the following keys: "
-                f"{','.join(outputs.keys())}. For reference, the inputs it received are {','.join(inputs.keys())}."
+                f"No loss came from the model, only {','.join(outputs.keys())}. It was given"
+                f" {','.join(inputs.keys())}: are the labels among them, under a name that its forward takes?"
             )
         return (loss, outputs) if return_outputs else loss
 

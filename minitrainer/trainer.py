@@ -216,7 +216,7 @@ class Trainer(
         self._created_lr_scheduler = False
         self._memory_tracker.stop_and_update_metrics()
         if args.torch_compile and not hasattr(torch, "compile"):
-            raise RuntimeError("Using torch.compile requires PyTorch 2.0 or higher.")
+            raise RuntimeError("torch_compile needs torch.compile, which came with PyTorch 2.0.")
 
     # -- checks ------------------------------------------------------------------------------------------
 
@@ -229,23 +229,22 @@ class Trainer(
             return
         if model_init is not None:
             raise RuntimeError(
-                "Passing a `model_init` is incompatible with providing the `optimizers` argument. "
-                "You should subclass `Trainer` and override the `create_optimizer_and_scheduler` method."
+                "`optimizers` were made for another model than the one that `model_init` will make: leave one of them"
+                " out, or override `create_optimizer_and_scheduler` in a subclass of Trainer."
             )
         if compat.is_torch_tpu_available() and self.optimizer is not None:
             model_device = next(self.model.parameters()).device
             groups = [group["params"] for group in self.optimizer.param_groups if group["params"]]
             if model_device != groups[0][0].device:
                 raise ValueError(
-                    "The model and the optimizer parameters are not on the same device, which probably means you"
-                    " created an optimizer around your model **before** putting on the device and passing it to the"
-                    " `Trainer`. Make sure the lines `import torch_xla.core.xla_model as xm` and"
-                    " `model.to(xm.xla_device())` is performed before the optimizer creation in your script."
+                    f"The optimizer in `optimizers` updates parameters on {groups[0][0].device}, the model is on"
+                    f" {model_device}: the move made new parameters. Move the model first, with"
+                    " `model.to(torch_xla.core.xla_model.xla_device())`, and make the optimizer after it."
                 )
         if self.sharded_ddp is not None or self.is_deepspeed_enabled or self.fsdp is not None:
             raise RuntimeError(
-                "Passing `optimizers` is not allowed if Fairscale, Deepspeed or PyTorch FSDP is enabled."
-                "You should subclass `Trainer` and override the `create_optimizer_and_scheduler` method."
+                "`optimizers` would miss the parameters that fairscale, DeepSpeed or FSDP make when they wrap the"
+                " model: override `create_optimizer_and_scheduler` in a subclass of Trainer, which is called later."
             )
 
     def _make_output_folder(self) -> None:
@@ -267,18 +266,22 @@ class Trainer(
         Source: trainer.py 561-578
         """
         if not callable(self.data_collator) and callable(getattr(self.data_collator, "collate_batch", None)):
-            raise ValueError("The `data_collator` should be a simple callable (function, class with `__call__`).")
+            raise ValueError(
+                "`data_collator` cannot be called: pass a function, or rename `collate_batch` to `__call__`."
+            )
         if args.max_steps > 0:
-            logger.info("max_steps is given, it will override any value given in num_train_epochs")
+            logger.info(f"max_steps={args.max_steps} counts, num_train_epochs does not.")
         if self.train_dataset is None:
             return
         if not has_length(self.train_dataset) and args.max_steps <= 0:
             raise ValueError(
-                "The train_dataset does not implement __len__, max_steps has to be specified. "
-                "The number of steps needs to be known in advance for the learning rate scheduler."
+                "train_dataset has no __len__, so nobody knows how many steps the learning rate has to last: set"
+                " max_steps."
             )
         if isinstance(self.train_dataset, IterableDataset) and args.group_by_length:
-            raise ValueError("the `--group_by_length` option is only available for `Dataset`, not `IterableDataset")
+            raise ValueError(
+                "`--group_by_length` takes examples by their index, which an `IterableDataset` does not have."
+            )
 
 
 # Read next: attributes.py

@@ -113,8 +113,8 @@ class WrappingMixin(Attributes):
         """
         if not compat.is_ipex_available():
             raise ImportError(
-                "Using IPEX but IPEX is not installed or IPEX's version does not match current PyTorch, please refer"
-                " to https://github.com/intel/intel-extension-for-pytorch."
+                "use_ipex needs the IPEX release that belongs to the installed PyTorch; see"
+                " https://github.com/intel/intel-extension-for-pytorch."
             )
         import intel_extension_for_pytorch as ipex
 
@@ -149,7 +149,7 @@ class WrappingMixin(Attributes):
         if training:
             return model
         if dataloader is None:
-            logger.warning("failed to use PyTorch jit mode due to current dataloader is none.")
+            logger.warning("jit_mode_eval has no data loader to take an example from: the model stays as it is.")
             return model
         example_batch = self._prepare_inputs(next(iter(dataloader)))
         try:
@@ -169,7 +169,7 @@ class WrappingMixin(Attributes):
             self.use_cpu_amp, self.use_cuda_amp = False, False
             return traced
         except (RuntimeError, TypeError, ValueError, NameError, IndexError) as error:
-            logger.warning(f"failed to use PyTorch jit mode due to: {error}.")
+            logger.warning(f"jit_mode_eval could not trace the model, which stays as it is: {error}.")
             return model
 
     def _wrap_with_fairscale(self, model: nn.Module) -> nn.Module:
@@ -210,7 +210,7 @@ class WrappingMixin(Attributes):
             from torch_xla.distributed.fsdp import checkpoint_module
             from torch_xla.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
         except ImportError:
-            raise ImportError("Missing XLA FSDP related module; please make sure to use torch-xla >= 2.0.") from None
+            raise ImportError("FSDP on XLA came with torch-xla >= 2.0, which is not installed.") from None
 
         config, policy, wrapper = self.args.fsdp_config, None, None
         if config["fsdp_min_num_params"] > 0:
@@ -220,7 +220,9 @@ class WrappingMixin(Attributes):
             for layer_name in config["fsdp_transformer_layer_cls_to_wrap"]:
                 layer_class = get_module_class_from_name(model, layer_name)
                 if layer_class is None:
-                    raise Exception("Could not find the transformer layer class to wrap in the model.")
+                    raise Exception(
+                        f"fsdp_transformer_layer_cls_to_wrap: the model has no layer of class {layer_name}."
+                    )
                 layer_classes.add(layer_class)
             policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls=layer_classes)
         if config["xla_fsdp_grad_ckpt"]:

@@ -22,7 +22,7 @@ class ExplicitEnum(str, Enum):
             ValueError: always; Python calls this only after an ordinary lookup failed.
         """
         known_words = [member.value for member in cls]
-        raise ValueError(f"{value} is not a valid {cls.__name__}, please select one of {known_words}")
+        raise ValueError(f"{value} is not a valid {cls.__name__}: it is one of {known_words}")
 
 
 # -- when something happens ---

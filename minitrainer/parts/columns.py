@@ -49,13 +49,14 @@ class RemoveColumnsCollator:
         if not ignored:
             return
         assert self.logger is not None
-        where = "" if self.description is None else f"in the {self.description} set"
-        forward = f"`{self.model_name}.forward`"
-        self.logger.info(
-            f"The following columns {where} don't have a corresponding argument in {forward} and have been ignored: "
-            f"{ignored}. If {ignored} are not expected by {forward},  you can safely ignore this message."
-        )
+        self.logger.info(ignored_columns(ignored, str(self.model_name), self.description))
         self.message_logged = True
+
+
+def ignored_columns(names: str, model_name: str, description: str | None) -> str:
+    """What is logged about columns that the model does not take."""
+    where = "" if description is None else f" of the {description} set"
+    return f"Columns{where} left out, because `{model_name}.forward` has no argument of that name: {names}."
 
 
 # Read next: label_smoothing.py

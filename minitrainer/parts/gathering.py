@@ -132,7 +132,7 @@ def nested_concat(tensors: Any, new_tensors: Any, padding_index: int = PADDING_I
     """
     types = (type(tensors), type(new_tensors))
     assert types[0] is types[1], (
-        f"Expected `tensors` and `new_tensors` to have the same type but found {types[0]} and {types[1]}."
+        f"`tensors` is a {types[0]} and `new_tensors` a {types[1]}: only two of one type can be joined."
     )
     if isinstance(tensors, (list, tuple)):
         pairs = zip(tensors, new_tensors, strict=False)  # the longer side loses its tail, as upstream
@@ -241,7 +241,7 @@ def nested_xla_mesh_reduce(tensors: Any, name: str) -> Any:
     Source: trainer_pt_utils.py 172-186.
     """
     if not is_torch_tpu_available():
-        raise ImportError("Torch xla must be installed to use `nested_xla_mesh_reduce`")
+        raise ImportError("`nested_xla_mesh_reduce` needs torch_xla and a device.")
     import torch_xla.core.xla_model as xla_model
 
     if isinstance(tensors, (list, tuple)):
@@ -284,7 +284,7 @@ class DistributedTensorGatherer:
         padding_index: int = PADDING_INDEX,
     ):
         warnings.warn(
-            "DistributedTensorGatherer is deprecated and will be removed in v5 of Transformers.",
+            "DistributedTensorGatherer is deprecated, and gone in v5 of Transformers.",
             FutureWarning,
             stacklevel=2,
         )
@@ -318,7 +318,7 @@ class DistributedTensorGatherer:
             written = [self._nested_set_tensors(s, a) for s, a in zip(storage, arrays, strict=False)]
             return written[0][0], type(arrays)(leaf for _, leaf in written)
         assert arrays.shape[0] % self.world_size == 0, (
-            f"Arrays passed should all have a first dimension multiple of {self.world_size}, found {arrays.shape[0]}."
+            f"rows that {self.world_size} ranks cannot have contributed evenly: {arrays.shape[0]}"
         )
         rows_per_rank = arrays.shape[0] // self.world_size
         if arrays.ndim > 1 and storage.ndim > 1 and storage.shape[1] < arrays.shape[1]:
@@ -337,7 +337,7 @@ class DistributedTensorGatherer:
         if self._storage is None:
             return None
         if self._offsets[0] != self.process_length:
-            logger.warning("Not all data has been set. Are you sure you passed all values?")
+            logger.warning("finalize() comes before all arrays were added: some rows of the result are padding.")
         return nested_truncate(self._storage, self.num_samples)
 
 

@@ -196,9 +196,7 @@ class TrainerMemoryTracker:
             if frame.f_code.co_name in self.stages:
                 return self.stages[frame.f_code.co_name]
             frame = frame.f_back
-        raise ValueError(
-            f"was called from {nearest_name}, but only expect to be called from one of {self.stages.keys()}"
-        )
+        raise ValueError(f"{nearest_name} is no stage whose memory is measured: those are {self.stages.keys()}")
 
     def cpu_mem_used(self) -> int:
         """The memory of this process that is resident, in bytes: what is swapped out does not count."""

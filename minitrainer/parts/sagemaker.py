@@ -49,7 +49,7 @@ def smp_gather(tensor: Any) -> Any:
         return type(tensor)({key: smp_gather(value) for key, value in tensor.items()})
     if isinstance(tensor, (list, tuple)):
         return type(tensor)(smp_gather(part) for part in tensor)
-    raise TypeError(f"Can't gather the values of type {type(tensor)}, only of nested list/tuple/dicts of tensors.")
+    raise TypeError(f"{type(tensor)} cannot be gathered: tensors can, and list/tuple/dicts of them.")
 
 
 def smp_nested_concat(tensor: Any) -> Any:

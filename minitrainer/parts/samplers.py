@@ -69,16 +69,18 @@ def _example_lengths(dataset: Any, lengths: Any, model_input_name: str | None, s
     """
     if lengths is None:
         if dataset is None:
-            raise ValueError("One of dataset and lengths must be provided.")
+            raise ValueError("pass a dataset, or the lengths of its examples")
         key = "input_ids" if model_input_name is None else model_input_name
         first = dataset[0]
         if not isinstance(first, (dict, BatchEncoding)) or key not in first:
             raise ValueError(
-                f"Can only automatically infer lengths for datasets whose items are dictionaries with an '{key}' key."
+                f"the examples are no dictionaries with the key '{key}', so they cannot be measured: pass lengths"
             )
         return [len(example[key]) for example in dataset]
     if isinstance(lengths, torch.Tensor):
-        logger.info(f"If lengths is a torch.Tensor, {sampler_name} will be slow. Converting lengths to List[int]...")
+        logger.info(
+            f"{sampler_name}: lengths is a torch.Tensor, which is slow to read one by one, and becomes a list."
+        )
         return lengths.tolist()
     return lengths
 
@@ -151,7 +153,7 @@ class DistributedLengthGroupedSampler(DistributedSampler):
         model_input_name: str | None = None,
     ):
         if lengths is None and dataset is None:  # before the ranks are asked for: this error is the more helpful one
-            raise ValueError("One of dataset and lengths must be provided.")
+            raise ValueError("pass a dataset, or the lengths of its examples")
         self.num_replicas, self.rank = _ranks_and_rank(num_replicas, rank)
         self.lengths = _example_lengths(dataset, lengths, model_input_name, type(self).__name__)
         self.batch_size, self.drop_last = batch_size, drop_last
@@ -181,7 +183,7 @@ class DistributedLengthGroupedSampler(DistributedSampler):
 def _ranks_and_rank(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
     """The number of ranks and this one's number, asked from torch.distributed where not given."""
     if (num_replicas is None or rank is None) and not dist.is_available():
-        raise RuntimeError("Requires distributed package to be available")
+        raise RuntimeError("This torch was built without torch.distributed: pass num_replicas and rank.")
     return (
         dist.get_world_size() if num_replicas is None else num_replicas,
         dist.get_rank() if rank is None else rank,
@@ -234,7 +236,7 @@ class SequentialDistributedSampler(Sampler):
         self, dataset: Any, num_replicas: int | None = None, rank: int | None = None, batch_size: int | None = None
     ):
         warnings.warn(
-            "SequentialDistributedSampler is deprecated and will be removed in v5 of Transformers.",
+            "SequentialDistributedSampler is deprecated, and gone in v5 of Transformers.",
             FutureWarning,
             stacklevel=2,
         )
@@ -248,12 +250,10 @@ class SequentialDistributedSampler(Sampler):
         example_count = len(self.dataset)
         indices = [*range(example_count), *range(min(example_count, self.total_size - example_count))]
         assert len(indices) == self.total_size, (
-            f"Indices length {len(indices)} and total size {self.total_size} mismatched"
+            f"{len(indices)} indices for {self.total_size} places: the data set is repeated once at most"
         )
         my_indices = indices[self.rank * self.num_samples :][: self.num_samples]
-        assert len(my_indices) == self.num_samples, (
-            f"Indices length {len(my_indices)} and sample number {self.num_samples} mismatched"
-        )
+        assert len(my_indices) == self.num_samples, f"{len(my_indices)} of {self.num_samples} indices for this rank"
         return iter(my_indices)
 
     def __len__(self) -> int:

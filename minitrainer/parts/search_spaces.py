@@ -33,7 +33,7 @@ def default_hp_space_optuna(trial: Any) -> dict[str, float]:
     """
     from ..reporters import is_optuna_available
 
-    assert is_optuna_available(), "This function needs Optuna installed: `pip install optuna`"
+    assert is_optuna_available(), "the Optuna search space: `pip install optuna`"
     space = {"learning_rate": trial.suggest_float("learning_rate", 1e-6, 1e-4, log=True)}
     space["num_train_epochs"] = trial.suggest_int("num_train_epochs", 1, 5)
     space["seed"] = trial.suggest_int("seed", 1, 40)
@@ -48,7 +48,7 @@ def default_hp_space_ray(trial: Any) -> dict[str, Any]:
     """
     from ..reporters import is_ray_tune_available
 
-    assert is_ray_tune_available(), "This function needs ray installed: `pip install ray[tune]`"
+    assert is_ray_tune_available(), "the Ray Tune search space: `pip install ray[tune]`"
     from ray import tune
 
     epochs = tune.choice([1, 2, 3, 4, 5])
@@ -87,7 +87,7 @@ def default_hp_space_wandb(trial: Any) -> dict[str, Any]:
     from ..reporters import is_wandb_available
 
     if not is_wandb_available():
-        raise ImportError("This function needs wandb installed: `pip install wandb`")
+        raise ImportError("the W&B search space: `pip install wandb`")
 
     def between(distribution: str, low: float, high: float) -> dict[str, Any]:
         return {"distribution": distribution, "min": low, "max": high}

@@ -120,7 +120,7 @@ def test_early_stopping_needs_a_tracked_metric(tmp_path: Path) -> None:
     """It says which argument is missing, when training begins."""
     trainer = train(tmp_path, [])
     trainer.add_callback(EarlyStoppingCallback())
-    with pytest.raises(AssertionError, match="requires load_best_model_at_end = True"):
+    with pytest.raises(AssertionError, match="set load_best_model_at_end=True"):
         trainer.train()
 
 

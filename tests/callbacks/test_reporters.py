@@ -19,7 +19,9 @@ from .tiny import Line, train
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     """In upstream's order."""
-    with pytest.raises(ValueError, match="^paper is not supported, only azure_ml, comet_ml, mlflow, neptune, tensor"):
+    with pytest.raises(
+        ValueError, match="^report_to knows no paper, only azure_ml, comet_ml, mlflow, neptune, tensor"
+    ):
         reporters.get_reporting_integration_callbacks(["paper"])
 
 
@@ -31,16 +33,16 @@ def test_names_become_classes() -> None:
 
 
 MISSING = {
-    "azure_ml": (RuntimeError, "AzureMLCallback requires azureml to be installed. Run `pip install azureml-sdk`."),
-    "comet_ml": (RuntimeError, "CometCallback requires comet-ml to be installed. Run `pip install comet-ml`."),
-    "mlflow": (RuntimeError, "MLflowCallback requires mlflow to be installed. Run `pip install mlflow`."),
-    "neptune": (ValueError, "NeptuneCallback requires the Neptune client library to be installed. To install"),
-    "tensorboard": (RuntimeError, "TensorBoardCallback requires tensorboard to be installed. Either update your"),
-    "wandb": (RuntimeError, "WandbCallback requires wandb to be installed. Run `pip install wandb`."),
-    "codecarbon": (RuntimeError, "CodeCarbonCallback requires `codecarbon` to be installed. Run `pip install code"),
-    "clearml": (RuntimeError, "ClearMLCallback requires 'clearml' to be installed. Run `pip install clearml`."),
-    "dagshub": (RuntimeError, "MLflowCallback requires mlflow to be installed. Run `pip install mlflow`."),
-    "flyte": (ImportError, "FlyteCallback requires flytekit to be installed. Run `pip install flytekit`."),
+    "azure_ml": (RuntimeError, "AzureMLCallback needs the package azureml: `pip install azureml-sdk`."),
+    "comet_ml": (RuntimeError, "CometCallback needs the package comet-ml: `pip install comet-ml`."),
+    "mlflow": (RuntimeError, "MLflowCallback needs the package mlflow: `pip install mlflow`."),
+    "neptune": (ValueError, "NeptuneCallback needs the package neptune: `pip install neptune`."),
+    "tensorboard": (RuntimeError, "TensorBoardCallback has nothing to write with: `pip install tensorboard`, or"),
+    "wandb": (RuntimeError, "WandbCallback needs the package wandb: `pip install wandb`."),
+    "codecarbon": (RuntimeError, "CodeCarbonCallback needs the package codecarbon: `pip install codecarbon`."),
+    "clearml": (RuntimeError, "ClearMLCallback needs the package clearml: `pip install clearml`."),
+    "dagshub": (RuntimeError, "MLflowCallback needs the package mlflow: `pip install mlflow`."),
+    "flyte": (ImportError, "FlyteCallback needs the package flytekit: `pip install flytekit`."),
 }
 
 
@@ -158,7 +160,7 @@ def test_tensorboard_drops_what_is_no_number(tmp_path: Path, caplog: pytest.LogC
     reporter.on_train_end(args, TrainerState(), TrainerControl())
     scalars, _ = read_events(tmp_path / "logs")
     assert scalars == {"train/loss": [(3, 0.5)]}
-    assert 'a value of "word"' in caplog.text
+    assert "\"train/text\" is not reported: 'word' (<class 'str'>) is no number" in caplog.text
 
 
 def test_tensorboard_gives_each_trial_a_folder(tmp_path: Path) -> None:

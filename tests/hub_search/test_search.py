@@ -153,7 +153,7 @@ def test_a_missing_backend_says_how_to_install_it(
     trainer = build(tmp_path)
     with pytest.raises(RuntimeError) as error:
         trainer.hyperparameter_search(backend=name)
-    assert str(error.value) == f"You picked the {name} backend, but it is not installed. Run {command}."
+    assert str(error.value) == f"The backend {name} is not installed: {command}."
 
     with pytest.raises(RuntimeError, match="No hyperparameter search backend available") as error:
         trainer.hyperparameter_search()

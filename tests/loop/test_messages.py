@@ -53,7 +53,7 @@ def build(folder: Path, model: Any = None, train_dataset: Any = None, **options:
 
 
 def test_no_model() -> None:
-    with pytest.raises(RuntimeError, match="either a `model` or `model_init`"):
+    with pytest.raises(RuntimeError, match="pass a `model`, or a `model_init`"):
         minitrainer.Trainer()
 
 
@@ -63,12 +63,12 @@ def test_no_train_dataset(tmp_path: Path) -> None:
 
 
 def test_an_unknown_keyword(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword arguments: epochs"):
+    with pytest.raises(TypeError, match="no such keyword arguments: epochs"):
         build(tmp_path, train_dataset=samples(8)).train(epochs=3)
 
 
 def test_no_labels(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="did not return a loss.*logits.*inputs it received are x"):
+    with pytest.raises(ValueError, match="No loss came from the model, only logits. It was given x: are the labels"):
         build(tmp_path, train_dataset=samples(8, "x")).train()
 
 
@@ -79,7 +79,7 @@ def test_a_tuple_without_a_loss(tmp_path: Path) -> None:
 
 def test_columns_that_the_model_does_not_take(tmp_path: Path) -> None:
     rows = [{"words": torch.ones(2)} for _ in range(8)]
-    with pytest.raises(ValueError, match="batch received was empty.*x,labels"):
+    with pytest.raises(ValueError, match="Nothing is left of the batch: .*x,labels.*remove_unused_columns"):
         build(tmp_path, train_dataset=rows).train()
 
 
@@ -90,7 +90,7 @@ def test_less_than_one_full_batch_with_drop_last(tmp_path: Path) -> None:
 
 
 def test_no_length_and_no_max_steps(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_steps has to be specified"):
+    with pytest.raises(ValueError, match="train_dataset has no __len__.*set max_steps"):
         build(tmp_path, train_dataset=Stream(samples(3)))
 
 
@@ -134,7 +134,7 @@ def test_a_device_map_without_devices(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_to_resume_from(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No valid checkpoint found in output directory"):
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint=True, but output_dir \(.*\) holds no checkpoint-"):
         build(tmp_path, train_dataset=samples(8)).train(resume_from_checkpoint=True)
 
 
@@ -143,7 +143,7 @@ def test_a_collator_of_the_old_kind(tmp_path: Path) -> None:
         def collate_batch(self, rows: Any) -> Any:
             return rows
 
-    with pytest.raises(ValueError, match="simple callable"):
+    with pytest.raises(ValueError, match="rename `collate_batch` to `__call__`"):
         arguments = minitrainer.TrainingArguments(output_dir=str(tmp_path), no_cuda=True, report_to=[])
         minitrainer.Trainer(Small(), arguments, data_collator=Old())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .observation import Failure, Observation
@@ -136,7 +137,7 @@ def failure_difference(real: Failure, ours: Failure) -> str | None:
     if real.kind != ours.kind:
         return f"exception {real} against {ours}"
     if real.raised_in == "trainer" or ours.raised_in == "trainer":
-        missing = named_things(real.message) - named_things(ours.message)
+        missing = left_out(real.message, ours.message)
         if missing:
             return f"the message leaves out {sorted(missing)}: real {real.message!r}, ours {ours.message!r}"
         return None
@@ -145,11 +146,47 @@ def failure_difference(real: Failure, ours: Failure) -> str | None:
     return None
 
 
+def left_out(real: str, ours: str) -> set[str]:
+    """What the real message names and ours, in words of its own, does not: nothing, if the two are equivalent."""
+    return named_things(real) - named_things(ours)
+
+
+class Said:
+    """What one side says: equal to the same words, and to words of the other side that name all that the real one's do.
+
+    Args:
+        text: The message.
+        is_ours: Whether our library says it.
+    """
+
+    def __init__(self, text: str, is_ours: bool) -> None:
+        self.text, self.is_ours = text, is_ours
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Said) or self.text == other.text:
+            return isinstance(other, Said)
+        real, ours = (other, self) if self.is_ours else (self, other)
+        return ours.is_ours and not real.is_ours and not left_out(real.text, ours.text)
+
+    def __repr__(self) -> str:
+        return f"{'ours' if self.is_ours else 'real'}: {self.text!r}, which names {sorted(named_things(self.text))}"
+
+
+def said_by(error: BaseException) -> tuple[str, Said]:
+    """The class of an exception, and what it says; whose it is, the innermost frame tells."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = "" if trace is None else trace.tb_frame.f_code.co_filename
+    return type(error).__name__, Said(str(error), is_ours="transformers" not in Path(file).parts)
+
+
 def named_things(message: str) -> set[str]:
     """The names and values that a message gives: identifiers with an underscore, flags, values after a colon, paths.
 
     Leading dashes are dropped: `--save_steps` and `save_steps` name the same argument.
     """
+    message = re.sub(r"\b(save_steps)(?=\d)", r"\1 ", message)  # a space that 4.31.0 forgets
     names = re.findall(r"[A-Za-z]\w*_\w+|--[a-z]\w+|\w+(?:[/-]\w+)*/\w+(?:[/-]\w+)*", message)
     values = re.findall(r"(?:: |=|found |not )\[?(-?\d+(?:\.\d+)?)", message)
     return {word.lstrip("-") for word in names} | set(values)

@@ -105,7 +105,7 @@ def test_eval_prediction_has_two_or_three_parts() -> None:
 def test_an_unknown_word_lists_the_known_ones() -> None:
     """In the order of the class."""
     with pytest.raises(
-        ValueError, match=r"^x is not a valid IntervalStrategy, please select one of \['no', 'steps', 'ep"
+        ValueError, match=r"^x is not a valid IntervalStrategy: it is one of \['no', 'steps', 'epoch'\]$"
     ):
         IntervalStrategy("x")
 

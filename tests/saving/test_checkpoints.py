@@ -76,7 +76,7 @@ def test_a_process_of_its_own_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Can't find a valid checkpoint at .*resume_from_checkpoint"):
+    with pytest.raises(ValueError, match="is no checkpoint: it holds none of .*resume_from_checkpoint"):
         subjects.build(tmp_path / "run").train(resume_from_checkpoint=str(tmp_path))
 
 
@@ -111,8 +111,8 @@ def test_keys_of_one_side_only_are_a_warning(tmp_path: Path, caplog: pytest.LogC
         trainer._load_from_checkpoint(str(tmp_path))
     finally:
         root.removeHandler(caplog.handler)
-    assert "missing keys in the checkpoint model loaded: ['classifier.bias']" in caplog.text
-    assert "unexpected keys in the checkpoint model loaded: ['a.name.of.its.own']" in caplog.text
+    assert "checkpoint lacks weights, which keep their values: ['classifier.bias']" in caplog.text
+    assert "checkpoint holds weights that the model lacks: ['a.name.of.its.own']" in caplog.text
 
 
 # -- the best one, and rotation ---

@@ -161,6 +161,56 @@ def normal_lines(text: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if re.search(r"\w", line) and number not in signatures]
 
 
+def texts(text: str) -> list[tuple[int, str, bool]]:
+    """Line, words and kind of every string in a file: messages (False), and docstrings and comments (True).
+
+    What an f-string fills in, an address on the web and code in backticks within prose stand as a gap, "|".
+    """
+    tree = ast.parse(text)
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {
+        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, owners) and _has_docstring(node)
+    }
+    within = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    found = [(line, re.sub("`[^`]*`", " | ", comment), True) for line, comment in _comments(text)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [str(part.value) if isinstance(part, ast.Constant) else " | " for part in node.values]
+            found.append((node.lineno, "".join(parts), False))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in within:
+            is_prose = id(node) in docstrings
+            words = re.sub("`[^`]*`", " | ", node.value) if is_prose else node.value
+            found.append((node.lineno, words, is_prose))
+    return [(line, re.sub(r"https?://\S+", " | ", words), is_prose) for line, words, is_prose in found]
+
+
+def word_runs(words: str, length: int) -> set[tuple[str, ...]]:
+    """Every run of so many words in a row, in lower case; none reaches across a gap."""
+    runs: set[tuple[str, ...]] = set()
+    for piece in words.lower().split("|"):
+        found = re.findall(r"[a-z_][\w'-]*", piece)
+        runs.update(tuple(found[start : start + length]) for start in range(len(found) - length + 1))
+    return runs
+
+
+def _has_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> bool:
+    return ast.get_docstring(node, clean=False) is not None
+
+
+def _comments(text: str) -> list[tuple[int, str]]:
+    """Comments, those on neighbouring lines joined."""
+    blocks: list[tuple[int, int, str]] = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            line, words = token.start[0], token.string.lstrip("# ")
+            if blocks and blocks[-1][1] == line - 1:
+                first, _, earlier = blocks.pop()
+                blocks.append((first, line, f"{earlier} {words}"))
+            else:
+                blocks.append((line, line, words))
+    return [(first, words) for first, _, words in blocks]
+
+
 def _targets(node: ast.AST) -> Iterator[ast.expr]:
     for child in ast.walk(node):
         if isinstance(child, (ast.Assign, ast.Delete)):

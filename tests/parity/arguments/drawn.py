@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from ..compare import Said, said_by
+
 # Every field whose value something else depends on, or that is changed or checked after it is set; with values that
 # are right, values that are wrong, and values that are wrong only beside others.
 INTERESTING: dict[str, list[Any]] = {
@@ -111,7 +113,7 @@ def observe(arguments_class: Any, values: dict[str, Any]) -> dict[str, Any]:
         try:
             made = arguments_class(**copy.deepcopy(values))
         except Exception as error:
-            seen["error"] = (type(error).__name__, str(error))
+            seen["error"] = said_by(error)
         else:
             seen["attributes"] = {name: plain(value) for name, value in vars(made).items() if is_compared(name)}
             seen["texts"] = [without_clock(text) for text in (str(made), repr(made))]
@@ -123,11 +125,12 @@ def observe(arguments_class: Any, values: dict[str, Any]) -> dict[str, Any]:
             seen["answers"] = {name: plain(getattr(made, name)) for name in QUESTIONS}
             seen["log level"] = made.get_process_log_level()
             seen["warm-up"] = [made.get_warmup_steps(count) for count in (0, 1, 7, 1000)]
-        seen["warnings"] = sorted(
-            (w.category.__name__, str(w.message).replace(". ", "").replace(".", ""))
+        is_ours = arguments_class.__module__.startswith("minitrainer")
+        seen["warnings"] = [
+            (w.category.__name__, Said(str(w.message), is_ours))
             for w in caught
             if w.category in (FutureWarning, UserWarning)
-        )
+        ]
         seen["environment"] = {name: value for name, value in os.environ.items() if before.get(name) != value}
         return seen
 

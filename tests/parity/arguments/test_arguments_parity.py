@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 
 from minitrainer import arguments as ours
 
+from ..compare import said_by
 from .drawn import INTERESTING, arguments, observe, plain, restored_process
 
 upstream = pytest.importorskip("transformers.training_args")
@@ -112,7 +113,7 @@ def best_by_steps(eval_steps: float, save_steps: float) -> dict[str, Any]:
 @example(values={"output_dir": "out", "tpu_metrics_debug": True, "debug": []})
 @example(values={"output_dir": "out", "log_level": "loud"})
 def test_the_same_arguments_give_the_same_object_or_the_same_error(values: dict[str, Any]) -> None:
-    """Attributes, answers, texts, warnings and environment agree; or both refuse with the same words."""
+    """Attributes, answers, texts, warnings and environment agree; or both refuse, in equivalent words."""
     if values["output_dir"] is None or values.get("log_level") == "loud":
         assert_both_raise_alike(values)
         return
@@ -214,7 +215,7 @@ def test_methods_by_theme_set_the_same_fields(method: str, values: dict[str, Any
             try:
                 assert getattr(made, method)(**values) is made
             except ValueError as error:
-                outcomes.append(str(error))
+                outcomes.append(said_by(error))
             else:
                 outcomes.append({f.name: plain(getattr(made, f.name)) for f in dataclasses.fields(made)})
     assert outcomes[0] == outcomes[1]

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from minitrainer import reporters
 
+from ..compare import said_by
+
 upstream = pytest.importorskip("transformers.integrations")
 
 pytestmark = pytest.mark.reference
@@ -20,7 +22,7 @@ def outcome(function: Any) -> Any:
     try:
         return function()
     except Exception as error:
-        return (type(error).__name__, str(error))
+        return said_by(error)
 
 
 def test_the_same_names_in_the_same_order() -> None:
