@@ -21,18 +21,30 @@ from .errors import BookError
 from .pages import DIRECTIVES, Block, Page, fences
 from .tables import Ids
 
-PRIORITY = 29
+EXPANDS_AT = 29
 """After whitespace is normalized (30), before any other extension's fences (at most 25)."""
+
+STORES_AT = 20.5
+"""Before HTML is read as blocks (20), which would take a large table apart tag by tag; and after MkDocs has looked for
+the ids that links may lead to (21)."""
 
 
 class BookExtension(Extension):
     """Expands the directives of pages; see the package's docstring."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        md.preprocessors.register(_Expander(md), "minitrainer-book", PRIORITY)
+        expander = _Expander(md)
+        md.preprocessors.register(expander, "minitrainer-book", EXPANDS_AT)
+        md.preprocessors.register(_Storer(md, expander), "minitrainer-book-html", STORES_AT)
 
 
 class _Expander(Preprocessor):
+    """Puts one line of HTML in place of each directive."""
+
+    def __init__(self, md: Markdown):
+        super().__init__(md)
+        self.made: set[str] = set()
+
     def run(self, lines: list[str]) -> list[str]:
         blocks = fences(lines, "this page")
         ids = Ids()
@@ -49,7 +61,9 @@ class _Expander(Preprocessor):
         if block.kind == "claim":
             return _claim(block)
         if block.kind in DIRECTIVES:
-            return ["", self.md.htmlStash.store(expand.html_of(block, ids)), ""]
+            line = expand.html_of(block, ids).replace("\n", "&#10;")
+            self.made.add(line)
+            return ["", line, ""]
         fence = own[0][: own[0].index("`")] + "```" if "`" in own[0] else "~~~"
         longest = max((len(line) - len(line.lstrip("`")) for line in own[1:-1]), default=0)
         fence = "`" * max(3, longest + 1)
@@ -61,6 +75,18 @@ class _Expander(Preprocessor):
         if block.kind in ("console", "try"):
             return [f"{fence}{{ .console .{block.kind} }}", *own[1:-1], fence]
         return own
+
+
+class _Storer(Preprocessor):
+    """Puts the lines made above where nothing reads them as Markdown."""
+
+    def __init__(self, md: Markdown, expander: _Expander):
+        super().__init__(md)
+        self.expander = expander
+
+    def run(self, lines: list[str]) -> list[str]:
+        made = self.expander.made
+        return [self.md.htmlStash.store(line) if line in made else line for line in lines]
 
 
 def _claim(block: Block) -> list[str]:

@@ -8,6 +8,7 @@ longer what `write` would write.
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from minitrainer.trace.render import words
 from minitrainer.trace.scenarios import SCENARIOS
 
 from . import checking, expand, places, statements
+from .errors import BookError
 from .pages import CHAPTERS, ROOT, Page, all_pages
 
 NOTE = "<!-- Written by `python -m minitrainer.book write` from {source}: edit that, then write again. -->"
@@ -150,7 +152,8 @@ def _claims(pages: list[Page]) -> str:
     for page in pages:
         for block in page.blocks:
             if block.kind == "claim":
-                found.append(statements.claim(page, block))
+                with contextlib.suppress(BookError):  # reported with its page
+                    found.append(statements.claim(page, block))
     found.sort(key=lambda one: int(one.label[1:]))
     counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in statements.VERDICTS}
     tally = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())

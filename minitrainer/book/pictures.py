@@ -31,9 +31,12 @@ SMALL = 6.6
 """Width of a character of 11 pixels; a box is made to hold its text."""
 
 
+KINDS = "flag-life|walk|loss|learning-curve"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise BookError(f"{message}; a picture block reads: flag-life|walk|loss traces/NAME [--step N]")
+        raise BookError(f"{message}; a picture block reads: {KINDS} traces/NAME [--step N]")
 
 
 def picture_html(asked: Sequence[str], ids: Ids | None = None, root: Path = ROOT) -> str:
@@ -43,17 +46,34 @@ def picture_html(asked: Sequence[str], ids: Ids | None = None, root: Path = ROOT
         BookError: there is no such picture, or the trace holds nothing to draw.
     """
     parser = _Parser(prog="", add_help=False)
-    parser.add_argument("what", choices=["flag-life", "walk", "loss"])
+    parser.add_argument("what", choices=KINDS.split("|"))
     parser.add_argument("path")
     parser.add_argument("--step", type=int)
     options = parser.parse_args(list(asked))
     ids = ids or Ids()
+    if options.what == "learning-curve":
+        return _learning_curve(options.path, ids, root)
     draw = {"flag-life": _flag_life, "walk": _walk, "loss": _loss}[options.what]
     drawing = draw(options.path, options.step, root)
     name = ids.take(f"picture-{options.what}-{slug(options.path)}")
     return (
         f'<figure class="picture" id="{name}" data-trace="{html(options.path)}" data-search-exclude>'
         f"{drawing.svg(name)}<figcaption>{html(drawing.title)} <span>drawn from {html(options.path)}</span></figcaption>"
+        f"</figure>"
+    )
+
+
+def _learning_curve(path: str, ids: Ids, root: Path) -> str:
+    from . import learning_curve
+
+    try:
+        drawing = learning_curve.svg(root / path)
+    except ValueError as error:
+        raise BookError(f"a picture of {path} can't be drawn: {error}") from error
+    name = ids.take(f"picture-learning-curve-{slug(path)}")
+    return (
+        f'<figure class="picture" id="{name}" data-trace="{html(path)}" data-search-exclude>'
+        f"{drawing}<figcaption>loss and accuracy over the epochs <span>drawn from {html(path)}</span></figcaption>"
         f"</figure>"
     )
 

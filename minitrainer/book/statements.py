@@ -23,6 +23,7 @@ QUESTIONS_FILE = Path(__file__).with_name("questions.txt")
 PROVING = frozenset({"trace", "loss", "picture", "python", "console", "try", "claim"})
 """Blocks below a question that prove its answer."""
 
+_LABEL = re.compile(r"^(The article|Recorded|Proof)((?:,[^:]*)?):")
 _QUESTION_ID = re.compile(r"q([1-9]\d?)")
 _OLD = re.compile(r"\*\*4\.31\.0:?\*\*:?")
 _NEW = re.compile(r"\*\*Today \(5\.24\.0\):?\*\*:?")
@@ -77,12 +78,12 @@ def claim(page: Page, block: Block) -> Claim:
     parts: dict[str, list[str]] = {}
     current = ""
     for line in rest.splitlines():
-        begun = next((one for one in LABELS if line.startswith(one + ":")), None)
+        begun = _LABEL.match(line)
         if begun:
-            if begun in parts:
-                raise BookError(f"{where}: {label} says `{begun}:` twice")
-            current = begun
-            parts[current] = [line[len(begun) + 1 :].strip()]
+            current = begun[1]
+            if current in parts:
+                raise BookError(f"{where}: {label} says `{current}:` twice")
+            parts[current] = [" ".join(f"{_addition(begun[2])}{line[begun.end() :]}".split())]
         elif current:
             parts[current].append(line)
         elif line.strip():
@@ -93,6 +94,12 @@ def claim(page: Page, block: Block) -> Claim:
     proofs = _proofs(" ".join(parts["Proof"]))
     texts = {one: "\n".join(parts[one]).strip() for one in LABELS}
     return Claim(label, verdict, texts["The article"], texts["Recorded"], proofs, page, block)
+
+
+def _addition(text: str) -> str:
+    """What stands between a label and its colon: `Recorded, on two H100:` gives "On two H100: "."""
+    said = text.strip(" ,")
+    return f"{said[0].upper()}{said[1:]}: " if said else ""
 
 
 def questions(page: Page) -> tuple[list[Question], list[str]]:

@@ -1,0 +1,30 @@
+// A link to a row opens what the row is folded into. Browsers that do this themselves are not disturbed.
+(function () {
+  function reveal() {
+    var id = decodeURIComponent(location.hash.slice(1));
+    var row = id && document.getElementById(id);
+    if (!row || !row.closest("figure")) return;
+    var folded = row.closest("details:not([open])");
+    var moved = false;
+    while (folded) {
+      folded.open = true;
+      moved = true;
+      folded = folded.parentElement && folded.parentElement.closest("details:not([open])");
+    }
+    if (moved) row.scrollIntoView();
+  }
+  // What is wider than its box can be scrolled by keyboard as well.
+  function reachable() {
+    document.querySelectorAll("figure.place .highlight pre, .md-typeset__scrollwrap, .md-typeset pre > code").forEach(function (box) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    });
+  }
+  addEventListener("hashchange", reveal);
+  addEventListener("resize", reachable);
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", start);
+  else start();
+  function start() {
+    reveal();
+    reachable();
+  }
+})();
