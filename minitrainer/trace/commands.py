@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from minitrainer.trace.render.terminal import Screen
     from minitrainer.trace.rows import Reading
 
-ONLY = ("callbacks", "flags", "loss", "calls", "files")
+ONLY = ("callbacks", "flags", "loss", "calls", "files", "collectives")
 
 EXPORTS = {
     "markdown": ("trace.md", "one page: what ran, what happened, flags with their authors, derivations, files"),

@@ -414,6 +414,29 @@ class Gather(Record, tag="gather", kw_only=True):
     kept: int | None = None
 
 
+class Collective(Record, tag="collective", kw_only=True):
+    """Ranks talked: one call of a collective on this rank. Only where the trace was asked for them.
+
+    Attributes:
+        collective: "allreduce", "allgather", "broadcast", "barrier" …, as torch's `c10d` calls it.
+        elements, dtype, bytes: what this rank gave; nothing for a barrier.
+        ranks: size of the group, 0 where this torch does not tell.
+        by: the innermost function outside torch around the call.
+        part: which part of DistributedDataParallel asked for it, "" where none did.
+        file, line: where in `by`. With `by` they are left out at the portable level.
+    """
+
+    collective: str
+    elements: int = 0
+    dtype: str = ""
+    bytes: int = 0
+    ranks: int = 0
+    part: str = ""
+    by: str = ""
+    file: str = ""
+    line: int = 0
+
+
 class Log(Record, tag="log", kw_only=True):
     """`Trainer.log` appended an entry. `logs` is that entry; clock values (runtime, per second) are left out of the
     canonical form."""
@@ -442,7 +465,8 @@ class File(Record, tag="file", kw_only=True):
 
 
 class Rng(Record, tag="rng", kw_only=True):
-    """The random states were set from a checkpoint; `digest` covers Python's, NumPy's and torch's states after it."""
+    """`_load_rng_state` was asked to set the random states from the checkpoint `source`; a rank without a file there keeps
+    those it has. `digest` covers Python's, NumPy's and torch's states after it."""
 
     source: str
     digest: str
@@ -457,7 +481,7 @@ class Note(Record, tag="note", kw_only=True):
 
 AnyRecord = Union[
     Head, TrainerBegin, Focus, End, Call, Return, Raise, Event, EventEnd, Callback, CallbackEnd, Flag, State, Samples,
-    GradNorm, OptimizerStep, SchedulerStep, Loss, TrainLoss, EvalLoss, Gather, Log, File, Rng, Note,
+    GradNorm, OptimizerStep, SchedulerStep, Loss, TrainLoss, EvalLoss, Gather, Collective, Log, File, Rng, Note,
 ]  # fmt: skip
 
 RECORDS: dict[str, type[Record]] = {record.__struct_config__.tag: record for record in AnyRecord.__args__}  # type: ignore

@@ -79,4 +79,4 @@ def checkpoint_name(path: Any) -> str:
     return os.path.basename(os.path.normpath(str(path)))
 
 
-# Read next: probes.py, which ties all this to a Trainer.
+# Read next: collectives.py, what the ranks say to each other.

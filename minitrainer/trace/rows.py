@@ -67,6 +67,7 @@ PLAIN_RECORDS: tuple[type[Record], ...] = (
     events.TrainerBegin,
     events.Focus,
     events.End,
+    events.Collective,
 )
 """Records written field by field: kind 10 is the first, and so on. New ones are added at the end only."""
 
@@ -624,10 +625,10 @@ PORTABLE_VERSIONS = ("transformers", "accelerate")
 def portable(records: Iterable[Record]) -> Iterator[Record]:
     """Bring records to the portable canonical level: all that two implementations of one behaviour share.
 
-    On top of `canonical`, left out are: versions but `PORTABLE_VERSIONS`; hooks; file and line of authors; the mixin
-    that holds a method; modules of class names; and calls of methods that the library defines and 4.31.0 does not have
-    (`Call.private`), whose content moves up one level. An author inside such a method becomes the innermost public
-    method around it.
+    On top of `canonical`, left out are: versions but `PORTABLE_VERSIONS`; hooks; file and line of authors, and who
+    called a collective; the mixin that holds a method; modules of class names; and calls of methods that the library
+    defines and 4.31.0 does not have (`Call.private`), whose content moves up one level. An author inside such a method
+    becomes the innermost public method around it.
     Methods that a user's subclass defines stay, whatever their name. Two files of this level are equal after their
     first line exactly when the two Trainers did the same, in the same order, with the same numbers.
     """
@@ -655,6 +656,8 @@ def portable(records: Iterable[Record]) -> Iterator[Record]:
         elif kind in (events.Flag, events.State):
             by = _public_author(record.by, calls)  # type: ignore[attr-defined]
             record = msgspec.structs.replace(record, by=by, file="", line=0)
+        elif kind is events.Collective:
+            record = msgspec.structs.replace(record, by="", file="", line=0)
         elif kind is events.TrainerBegin:
             classes = [name.rpartition(".")[2] for name in record.classes]  # type: ignore[attr-defined]
             record = msgspec.structs.replace(record, classes=classes)

@@ -64,6 +64,7 @@ def main(what: str, options_before: list[str], words: list[str]) -> int:
     command = [
         *("--out", str(out), "--library", place.library),
         *(("--scenario", what) if is_scenario else ("--script", str(Path(what).resolve()))),
+        *(["--collectives"] if options.collectives else []),
         "--",
         *rest,
     ]
@@ -72,6 +73,8 @@ def main(what: str, options_before: list[str], words: list[str]) -> int:
         status = _start(command, place, options.nproc, options.trust_checkpoints or _resumes_its_own(what))
     if status == 0 or any(out.glob("rank*.rows")):
         _report(out, options, time.perf_counter() - began)
+    if status not in (0, 2) and os.environ.get("RANK", "0") == "0":
+        _say_what_failed(out, status)
     return status
 
 
@@ -118,12 +121,17 @@ def _parser(what: str, is_scenario: bool) -> argparse.ArgumentParser:
     where.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the trace goes. Default: a new folder under runs/"
     )
+    where.add_argument(
+        "--collectives",
+        action="store_true",
+        help="record what the ranks exchange too: kind, size, group and caller of every collective",
+    )
     view = parser.add_argument_group("what is shown afterwards (everything is recorded anyway)")
     view.add_argument(
         "--only",
         metavar="WHAT",
         default="callbacks",
-        help="callbacks, flags, loss, calls, files (with commas between), or everything. Default: %(default)s",
+        help="callbacks, flags, loss, calls, files, collectives (with commas between), or everything. Default: %(default)s",
     )
     view.add_argument("--step", metavar="FIRST..LAST", help="only these steps, for example 3..5 or 7")
     view.add_argument("--rank", type=int, metavar="R", help="only this rank")
@@ -279,6 +287,19 @@ def _report(out: Path, options: argparse.Namespace, seconds: float) -> None:
         commands.show(out, only=only, step=options.step, rank=options.rank)
     print(f"\ntrace of {seconds:.1f} s in {out}")
     print(f"everything it holds: python -m minitrainer.trace show {out}")
+
+
+def _say_what_failed(out: Path, status: int) -> None:
+    """Close a failed run with one line: the ranks' own complaints, mixed above, seldom name the one that began it."""
+    from . import ranks
+    from .render.side_by_side import how_a_run_failed
+
+    try:
+        how = how_a_run_failed(ranks.open_run(out))
+    except UsageError:
+        return  # nothing was recorded, so nothing can be said
+    if how:
+        print(f"minitrainer.trace: the run failed (status {status}): {how}", file=sys.stderr)
 
 
 # Read next: worker.py, which runs in the place chosen here.

@@ -24,13 +24,19 @@ from minitrainer.trace.session import Session, trace_library
 TRAINER_MODULES = ("transformers.trainer", "minitrainer.trainer")
 
 
-def run_script(script: str | os.PathLike[str], arguments: Sequence[str], folder: str | os.PathLike[str]) -> int:
+def run_script(
+    script: str | os.PathLike[str],
+    arguments: Sequence[str],
+    folder: str | os.PathLike[str],
+    collectives: bool = False,
+) -> int:
     """Run a script as `python SCRIPT ARGUMENTS` would, and record its Trainers.
 
     Args:
         script: path of the script.
         arguments: its command line.
         folder: folder for the recordings.
+        collectives: record what the ranks exchange too.
 
     Returns:
         The script's exit status.
@@ -49,7 +55,7 @@ def run_script(script: str | os.PathLike[str], arguments: Sequence[str], folder:
         nonlocal libraries
         target = os.fspath(folder) if not libraries else os.path.join(folder, library)
         libraries += 1
-        sessions.append(trace_library(library, target, scenario=os.path.basename(script)).start())
+        sessions.append(trace_library(library, target, os.path.basename(script), collectives).start())
 
     finder = _AfterImport(begin)
     for module in TRAINER_MODULES:

@@ -26,6 +26,7 @@ from minitrainer.trace.errors import UsageError
 from minitrainer.trace.patching import unlink_wrappers
 from minitrainer.trace.recorder import Recorder
 
+COLLECTIVES_HOOK = "torch.ops.c10d"
 VERSIONS_OF = ("transformers", "minitrainer", "accelerate", "torch", "numpy")
 
 
@@ -37,10 +38,20 @@ class Session:
         recorder, observer: what writes and what watches; there from `start` on.
     """
 
-    def __init__(self, target: Any, library: ModuleType | None, path: str | os.PathLike[str], scenario: str):
+    def __init__(
+        self,
+        target: Any,
+        library: ModuleType | None,
+        path: str | os.PathLike[str],
+        scenario: str,
+        collectives: bool = False,
+    ):
         self._target = target
         self._library = library
         self._scenario = scenario
+        self._with_collectives = collectives
+        self._collectives: Any = None
+        self._unwatched = ""  # why collectives can't be recorded, though they were asked for
         self.path = recording_path(path)
         self.recorder: Recorder
         self.observer: Any = None
@@ -59,6 +70,11 @@ class Session:
         else:
             classes = _trainer_classes_of(self._library)
         observer = Observer(self._target)
+        if self._with_collectives:
+            from minitrainer.trace.collectives import Collectives
+
+            self._collectives = Collectives(lambda record: observer.recorder.record(record), observer.trouble)
+            self._unwatched = self._collectives.attach()
 
         def open_recorder() -> Recorder:
             try:
@@ -83,6 +99,8 @@ class Session:
         """Unhook everything and close the recording. A second call does nothing."""
         observer, self.observer = self.observer, None
         if observer is not None:
+            if self._collectives is not None:
+                self._collectives.detach()
             observer.detach()
             self.recorder.close()
 
@@ -97,14 +115,19 @@ class Session:
             unlink_wrappers(error.__traceback__)
 
     def _head(self, observer: Any) -> events.Head:
+        hooks, unhooked = list(observer.hooks), dict(observer.unhooked)
+        if self._unwatched:
+            unhooked[COLLECTIVES_HOOK] = self._unwatched
+        elif self._with_collectives:
+            hooks.append(COLLECTIVES_HOOK)
         return events.Head(
             schema=events.SCHEMA,
             form="rows",
             versions=loaded_versions(),
             rank=rank_of_process(),
             world_size=world_size_of_run(),
-            hooks=observer.hooks,
-            unhooked=observer.unhooked,
+            hooks=sorted(hooks),
+            unhooked=unhooked,
             scenario=self._scenario,
             process={
                 "pid": os.getpid(),
@@ -118,13 +141,14 @@ class Session:
         )
 
 
-def trace(trainer: Any, path: str | os.PathLike[str], scenario: str = "") -> Session:
+def trace(trainer: Any, path: str | os.PathLike[str], scenario: str = "", collectives: bool = False) -> Session:
     """Record what one Trainer does.
 
     Args:
         trainer: a Trainer of transformers (4.31.0 or later) or of minitrainer, or of a subclass.
         path: folder for the recording (`rank0.rows` in it), or a file that ends in `.rows`.
         scenario: name to stand in the head.
+        collectives: record what the ranks exchange too.
 
     Returns:
         A context manager: `with trace(trainer, path): trainer.train()`.
@@ -132,16 +156,19 @@ def trace(trainer: Any, path: str | os.PathLike[str], scenario: str = "") -> Ses
     Raises:
         UsageError: on entering, where `trainer` is not a Trainer or `path` can't be written.
     """
-    return Session(trainer, None, path, scenario)
+    return Session(trainer, None, path, scenario, collectives)
 
 
-def trace_library(library: str | ModuleType, folder: str | os.PathLike[str], scenario: str = "") -> Session:
+def trace_library(
+    library: str | ModuleType, folder: str | os.PathLike[str], scenario: str = "", collectives: bool = False
+) -> Session:
     """Record every Trainer that is built while the trace is active, its construction included.
 
     Args:
         library: "transformers" or "minitrainer", or the module itself.
         folder: folder for the recording, one file a process.
         scenario: name to stand in the head.
+        collectives: record what the ranks exchange too.
 
     Returns:
         A context manager.
@@ -149,7 +176,7 @@ def trace_library(library: str | ModuleType, folder: str | os.PathLike[str], sce
     Raises:
         UsageError: where the library can't be imported or has no Trainer.
     """
-    return Session(None, _module(library), folder, scenario)
+    return Session(None, _module(library), folder, scenario, collectives)
 
 
 def _module(library: str | ModuleType) -> ModuleType:

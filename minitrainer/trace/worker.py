@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--library", required=True)
     parser.add_argument("--scenario")
     parser.add_argument("--script", type=Path)
+    parser.add_argument("--collectives", action="store_true")
     parser.add_argument("--debug", action="store_true")
     words = list(sys.argv[1:] if argv is None else argv)
     split = words.index("--")
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_scenario(options, rest)
     from .script import run_script
 
-    status = run_script(options.script, rest, options.out)
+    status = run_script(options.script, rest, options.out, options.collectives)
     if options.library in sys.modules:  # the script's own import of it
         from . import defaults
 
@@ -59,7 +60,7 @@ def _run_scenario(options: argparse.Namespace, rest: list[str]) -> int:
         from .session import trace_library
 
         defaults.write(library, options.out)
-        with trace_library(library, options.out, scenario=options.scenario):
+        with trace_library(library, options.out, options.scenario, options.collectives):
             return run(library, rest)
     except UsageError:
         raise

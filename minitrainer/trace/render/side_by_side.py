@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from minitrainer.trace import events, lossmath
 from minitrainer.trace.ranks import Run
 from minitrainer.trace.render.escape import printable
-from minitrainer.trace.render.words import exact, number, numbers
+from minitrainer.trace.render.words import counted, exact, number, numbers
+from minitrainer.trace.rows import Reading
 
 MOST_LOGS = 40
 """Logs shown in full; of more only the first and the last ones."""
@@ -58,6 +59,8 @@ class RankSummary:
         flow: for each event its step, and a hash over it and the flags changed since the event before: ranks that
             take the same way through the training have the same flow.
         sizes: step and number of samples of each micro-batch.
+        raised: the exception that the last rows are about, and the innermost scope that it left; None where the
+            training went on after it.
     """
 
     def __init__(self, rank: int):
@@ -67,11 +70,16 @@ class RankSummary:
         self.last_event = ""
         self.flow: list[tuple[int, int]] = []
         self.sizes: list[tuple[int, int | None]] = []
+        self.raised: tuple[str, str] | None = None
         self._step = 0
         self._flags: list[tuple[str, bool]] = []
 
     def add(self, record: events.Record) -> None:
         kind = type(record)
+        if kind is events.Raise:
+            self.raised = self.raised or (record.error, record.method)  # type: ignore[attr-defined]
+        elif kind is not events.End:
+            self.raised = None
         if kind is events.Event:
             self.last_event, self._step = record.event, record.step  # type: ignore[attr-defined]
             self.steps = max(self.steps, self._step)
@@ -84,17 +92,43 @@ class RankSummary:
         elif kind is events.Flag:
             self._flags.append((record.flag, record.new))  # type: ignore[attr-defined]
 
+    def ending(self, reading: Reading) -> str:
+        """Say how the rank ended; "yes" where its trace came to its end."""
+        if not reading.complete:
+            calls = [scope.name for scope in reading.open_scopes if scope.kind == "call"]
+            place = f" in {printable(calls[-1])}" if calls else ""
+            return f"no: cut{place} after {printable(self.last_event) or 'its header'}"
+        if self.raised is not None:
+            error, place = map(printable, self.raised)
+            return f"by {error} in {place}"
+        if reading.end is not None and reading.end.dropped:
+            return f"yes, {reading.end.dropped:,} rows dropped"
+        return "yes"
+
+
+def how_a_run_failed(run: Run) -> str:
+    """Say of each rank where it stopped, those first that stopped without a word; "" where all came to their end."""
+    sentences = []
+    for rank, reading in run.readings.items():
+        summary = RankSummary(rank)
+        for record in reading:
+            summary.add(record)
+        ended = summary.ending(reading)
+        if not ended.startswith("yes"):
+            verb = "stopped" if reading.complete else "was cut off"
+            how = ended.removeprefix("no: cut ").removeprefix("no: cut")
+            sentences.append((reading.complete, f"rank {rank} {verb} {how}, {counted(summary.steps, 'step')} done"))
+    sentences += [(False, f"rank {rank} left no trace") for rank in run.missing]
+    return "; ".join(sentence for _, sentence in sorted(sentences))
+
 
 def rank_rows(run: Run, summaries: Iterable[RankSummary]) -> list[list[str]]:
     """Return a header and one row a rank: rows, steps, micro-batches, samples, and how its file ends."""
     rows = [["rank", "rows", "steps", "micro-batches", "samples", "ended"]]
     for summary in summaries:
         reading = run.readings[summary.rank]
-        ended = "yes" if reading.complete else f"no: cut after {printable(summary.last_event) or 'its header'}"
-        if reading.end is not None and reading.end.dropped:
-            ended = f"yes, {reading.end.dropped:,} rows dropped"
         counts = (reading.rows, summary.steps, len(summary.sizes), summary.samples)
-        rows.append([str(summary.rank), *(f"{count:,}" for count in counts), ended])
+        rows.append([str(summary.rank), *(f"{count:,}" for count in counts), summary.ending(reading)])
     return rows + [[str(rank), "–", "–", "–", "–", "no file"] for rank in run.missing]
 
 

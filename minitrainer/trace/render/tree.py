@@ -21,6 +21,7 @@ ONLY: dict[str, tuple[type[events.Record], ...]] = {
     "loss": (events.Loss, events.TrainLoss, events.EvalLoss, events.Log),
     "calls": (events.Call,),
     "files": (events.File, events.Rng),
+    "collectives": (events.Collective,),
 }
 """What `--only` can ask for, and the records that it leaves. `ALWAYS` stays in any case."""
 
@@ -469,6 +470,8 @@ def _signature(record: Any) -> Any:
         return ("optimizer_step", record.skipped)
     if kind is events.Gather:
         return ("gather", record.what, record.rows, record.kept)
+    if kind is events.Collective:
+        return ("collective", record.collective, record.elements, record.part, record.by)
     if kind is events.Raise:
         return ("raise", record.error, record.scope)
     if kind is events.EvalLoss:

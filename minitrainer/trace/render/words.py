@@ -57,7 +57,7 @@ def rates(values: Sequence[Any]) -> str:
 
 def counted(count: int, what: str) -> str:
     """Return "1 step", "2 steps", "3 micro-batches"."""
-    ending = "" if count == 1 else "es" if what.endswith(("ch", "s", "x")) else "s"
+    ending = "" if count == 1 else "es" if what.endswith(("tch", "s", "x")) else "s"
     return f"{count:,} {what}{ending}"
 
 
@@ -178,6 +178,16 @@ def _gather(record: events.Gather) -> Line:
     return [("gather ", "name"), (f"{printable(record.what)}  ", "value"), (line, "dim")]
 
 
+def _collective(record: events.Collective) -> Line:
+    what = f"{record.elements:,} {record.dtype}, {size(record.bytes)}" if record.elements else "nothing"
+    ranks = f" over {counted(record.ranks, 'rank')}" if record.ranks else ""
+    by = f", {record.part}" if record.part else ""
+    place = f" ({printable(record.file)}:{record.line})" if record.file else ""
+    if record.by:
+        by += f"  by {printable(record.by)}{place}"
+    return [(f"{printable(record.collective)} ", "name"), (what + ranks, "value"), (by, "dim")]
+
+
 def _log(record: events.Log) -> Line:
     return [("log ", "name"), (logged(record.logs), "value")]
 
@@ -247,6 +257,7 @@ _WRITERS: dict[type, Callable[[Any], Line]] = {
     events.OptimizerStep: _optimizer_step,
     events.SchedulerStep: _scheduler_step,
     events.Gather: _gather,
+    events.Collective: _collective,
     events.Log: _log,
     events.Loss: _loss,
     events.TrainLoss: _train_loss,
