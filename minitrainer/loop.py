@@ -109,7 +109,8 @@ class LoopMixin(Attributes):
         """Train, from the beginning or from a checkpoint.
 
         **Beware after a resume:** the loss returned sums only what was trained since the resume, yet is divided by
-        all steps since the very beginning, so it comes out too small.
+        all steps since the very beginning, so it comes out too small. And a resume in the middle of any epoch but the
+        first shuffles what is left of that epoch anew, if the model draws random numbers (see `_skip_trained`).
 
         Override to put something around a whole run; for one micro-batch override `training_step`, for the loss
         `compute_loss`, for moments within the run write a callback.
@@ -510,6 +511,11 @@ class LoopMixin(Attributes):
         self, epoch: int, position: Position, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> Iterable[Any]:
         """Leave out the micro-batches that were trained before the resume.
+
+        **Beware:** past the first epoch, what is left of the epoch comes in another order than in an unbroken run if
+        the model draws random numbers, as dropout does: some examples are trained twice in that epoch, others not at
+        all. Its order is drawn here, from a generator that `_replay_finished_epochs` has moved on by the draws of the
+        data loaders alone. The next epoch is as it would have been.
 
         Skipping draws from the random generators, so their states are loaded after it: at the first micro-batch that
         is trained, or here and now if none is skipped.

@@ -207,14 +207,7 @@ class QuestionAnsweringSeq2SeqTrainer(_AnswersMixin, Seq2SeqTrainer):
         post_process_function: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Build the Trainer.
-
-        Args:
-            args: those of `Seq2SeqTrainer`.
-            eval_examples: the questions that the features of `eval_dataset` were made from.
-            post_process_function: called as (examples, features, output), with a fourth argument `"predict"` from
-                `predict`; returns an `EvalPrediction` of answers and references.
-            kwargs: those of `Seq2SeqTrainer`.
+        """Build the Trainer from the arguments of `Seq2SeqTrainer` and the two of `QuestionAnsweringTrainer`.
 
         Writes: eval_examples, post_process_function
         """
