@@ -60,6 +60,8 @@ def identity(record: Any) -> Identity:
         return ("eval_loss", record.key)
     if kind is events.Gather:
         return ("gather", record.what)
+    if kind is events.Collective:
+        return ("collective", record.collective)
     if kind is events.Log:
         return ("log", log_name(record.logs))
     if kind is events.File:

@@ -13,9 +13,11 @@ with the counts of the run: a factor that equals the accumulation steps names th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from typing import Any
 from minitrainer.trace import events
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.events import as_float
+from minitrainer.trace.findings import Findings, encode
 from minitrainer.trace.ranks import Run, open_run
+from minitrainer.trace.rows import portable
 
 PROBE_FILES = "audit-rank{rank}.jsonl"
 """What the probe leaves beside a trace, one file a rank."""
@@ -32,6 +36,9 @@ NEAR = 2e-4
 """Relative difference that rounding in float32 and to four logged digits can explain."""
 
 ROUNDING = 0.6e-4
+
+A_FACTOR = 0.01
+"""Relative difference from which a number is off by a factor, and not only averaged in another way."""
 
 
 @dataclass
@@ -43,7 +50,9 @@ class Check:
         should, was: the numbers, in order.
         steps: `global_step` of each.
         of: what the right number is the mean or norm of, in words.
+        rows: the recorded row that each of the numbers stands in.
         else_equal: other rules and the numbers they give: a quantity that is wrong may follow one of them.
+        seen: what else the trace shows of it where it is wrong, one sentence.
     """
 
     what: str
@@ -51,10 +60,13 @@ class Check:
     should: list[float] = field(default_factory=list)
     was: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
     else_equal: dict[str, list[float]] = field(default_factory=dict)
+    seen: str = ""
 
-    def add(self, step: int, should: float, was: float, **others: float) -> None:
+    def add(self, step: int, should: float, was: float, row: Any = None, **others: float) -> None:
         self.steps.append(step)
+        self.rows.append(row)
         self.should.append(should)
         self.was.append(was)
         for name, number in others.items():
@@ -63,6 +75,20 @@ class Check:
     @property
     def is_right(self) -> bool:
         return all(_near(a, b) for a, b in zip(self.should, self.was, strict=True))
+
+    @property
+    def first_wrong(self) -> int:
+        """Which of the numbers is the first that is not right; the first of all where all are."""
+        pairs = zip(self.should, self.was, strict=True)
+        return next((i for i, (should, was) in enumerate(pairs) if not _near(should, was)), 0)
+
+    @property
+    def off(self) -> float:
+        """Was / should: 1 where all is right, else what it is each time, or the first time that it is wrong."""
+        if self.is_right:
+            return 1.0
+        first = self.first_wrong
+        return self.factor or (self.was[first] / self.should[first] if self.should[first] else math.inf)
 
     @property
     def factor(self) -> float | None:
@@ -102,12 +128,15 @@ _SUM = "sum_of_micro_batch_means"
 _RULES = {
     "mean_of_micro_batch_means": "the mean of the micro-batches' means, each weighing the same however many "
     "samples or tokens it holds",
-    "mean_of_batch_means": "the mean of the batches' means, each weighing as much as it has samples, however many "
-    "tokens count in it",
+    "mean_of_batch_means": "the mean of the batches' means (rows repeated to fill a batch included), each weighing as "
+    "much as it has samples, however many tokens count in it",
     _SUM: "the sum of the micro-batches' means, where their mean belongs: nothing divides by how many there are",
     "mean_over_all_labels": "the sum divided by all labels, those of the first tokens included, which nothing predicts",
     "mean_of_means_over_all_labels": "the mean of the batches' sums each divided by all its labels, those of the first "
     "tokens included, which nothing predicts",
+    "mean_of_shares_of_a_round": "what comes out when the sum of each batch is divided by the labels in the batches of "
+    "all ranks of its round (those of the first tokens included, which nothing predicts), multiplied by the ranks, and "
+    "averaged over samples: a batch with fewer labels than the other ranks' weighs less",
 }
 
 
@@ -117,40 +146,65 @@ def sentence(check: Check, counts: dict[str, float]) -> str:
     if check.is_right:
         example = f"at step {check.steps[0]}: {check.was[0]:.6g}"
         return f"right: {check.what} is {check.of}, {times} of {times} times ({example})"
-    first = next(i for i in range(times) if not _near(check.should[i], check.was[i]))
+    first = check.first_wrong
     off = sum(not _near(a, b) for a, b in zip(check.should, check.was, strict=True))
     said = (
-        f"wrong: {check.what} is {check.was[first]:.6g} at step {check.steps[first]}, should be "
+        f"{check.what} is {check.was[first]:.6g} at step {check.steps[first]}, should be "
         f"{check.should[first]:.6g} ({check.of}); {off} of {times} times"
     )
-    for rule, numbers in check.else_equal.items():
-        if rule != _SUM and all(_near(a, b) for a, b in zip(numbers, check.was, strict=True)):
-            return f"not exact: {said.removeprefix('wrong: ')}. It is {_RULES[rule]}"
+    cause = explanation(check, counts)
+    verdict = "not exact" if cause in [f"It is {rule}" for name, rule in _RULES.items() if name != _SUM] else "wrong"
+    return f"{verdict}: {said}{'. ' if cause else ''}{cause}"
+
+
+def explanation(check: Check, counts: dict[str, float]) -> str:
+    """What a number that is not right is instead, as far as it can be named; the first that holds every time."""
+    rules = {rule: numbers for rule, numbers in check.else_equal.items() if rule != _SUM}
+    for rule, numbers in rules.items():
+        if _all_near(numbers, check.was):
+            return f"It is {_RULES[rule]}"
+    for count, names in _named(counts).items():
+        if _all_near([count * number for number in check.should], check.was):
+            return f"It is {count:.3f} × what it should be = {names}"
     factor = check.factor
-    has_factor = factor is not None and abs(factor - 1) > 0.02
-    if factor is not None and has_factor and _equals(factor, counts):
-        return f"{said}. It is {factor:.3f} × what it should be{_equals(factor, counts)}"
-    if _SUM in check.else_equal and all(_near(a, b) for a, b in zip(check.else_equal[_SUM], check.was, strict=True)):
-        return f"{said}. It is {_RULES[_SUM]}"
-    if has_factor:
-        return f"{said}. It is {factor:.3f} × what it should be"
-    for rule, numbers in check.else_equal.items():
-        ratios = [b / a for a, b in zip(numbers, check.was, strict=True) if a]
-        if ratios and max(ratios) - min(ratios) <= 2e-3 * max(ratios):
-            return f"{said}. It is {ratios[0]:.3f}{_equals(ratios[0], counts)} times {_RULES[rule]}"
+    if _SUM in check.else_equal and _all_near(check.else_equal[_SUM], check.was):
+        first = check.was[check.first_wrong] / check.should[check.first_wrong]
+        at_first = f"{first:.3f} × what it should be at step {check.steps[check.first_wrong]}{_equals(first, counts)}"
+        return f"It is {_RULES[_SUM]} ({at_first})"
+    for rule, numbers in rules.items():
+        for count, names in _named(counts).items():
+            if _all_near([count * number for number in numbers], check.was):
+                return f"It is {count:.3f} (= {names}) times {_RULES[rule]}"
+    if factor is not None and abs(factor - 1) > 0.02 and not check.seen:
+        return f"It is {factor:.3f} × what it should be{_equals(factor, counts)}"
     ratios = [b / a for a, b in zip(check.should, check.was, strict=True) if a]
-    return f"{said}. The factor is no constant: {min(ratios):.4f} to {max(ratios):.4f}" if ratios else said
+    said = f"The factor is no constant: {min(ratios):.4f} to {max(ratios):.4f}" if ratios else ""
+    return f"{said}. {check.seen}" if check.seen else said
+
+
+def _all_near(numbers: list[float], was: list[float]) -> bool:
+    return all(_near(a, b) for a, b in zip(numbers, was, strict=True))
 
 
 def _equals(factor: float, counts: dict[str, float]) -> str:
+    """What a factor is equal to, in words: " = ranks", or "" if it can't be named."""
+    equal = [names for count, names in _named(counts).items() if abs(count - factor) <= 3e-3 * factor]
+    return f" = {' = '.join(equal)}" if equal else ""
+
+
+def _named(counts: dict[str, float]) -> dict[float, str]:
+    """Each number that a factor may equal, with all that has it: {2.0: "ranks = accumulation steps"}."""
     names = [(name, count) for name, count in counts.items() if count > 1]
     candidates = [*names, *((f"1 / {name}", 1 / count) for name, count in names)]
     for i, (name, count) in enumerate(names):
         for other, other_count in names[i + 1 :]:
             candidates += [(f"{name} × {other}", count * other_count), (f"{name} / {other}", count / other_count)]
             candidates += [(f"{other} / {name}", other_count / count)]
-    equal = [name for name, count in candidates if count != 1 and abs(count - factor) <= 3e-3 * factor]
-    return f" = {' = '.join(equal)}" if equal else ""
+    named: dict[float, str] = {}
+    for name, count in candidates:
+        if count != 1:
+            named[count] = f"{named[count]} = {name}" if count in named else name
+    return named
 
 
 # -- auditing ------------------------------------------------------------------------------------
@@ -166,7 +220,11 @@ def audit_run(trace: Run | str | os.PathLike[str]) -> Audit:
     folder = run.path if run.path.is_dir() else run.path.parent
     measured = {rank: _measured(folder, rank) for rank in run.readings}
     if any(lines is None for lines in measured.values()) or run.missing:
-        raise UsageError(f"{run.path} was recorded without the audit's probe: record it with: audit SCENARIO|SCRIPT")
+        what = run.first.head.scenario or "SCRIPT.py"
+        raise UsageError(
+            f"{run.path} can't be audited: no trace holds the loss of each sample, and the probe that measures it did "
+            f"not run beside this one. Run it again with: python -m minitrainer.trace audit {what}"
+        )
     steps = _steps([[line for line in lines or [] if line["kind"] == "step"] for lines in measured.values()])
     evaluated = [[line for line in lines or [] if line["kind"] == "evaluated"] for lines in measured.values()]
     recorded = list(run.first)
@@ -175,12 +233,60 @@ def audit_run(trace: Run | str | os.PathLike[str]) -> Audit:
     checks = [
         _training_loss(recorded, steps),
         _train_loss(recorded, steps),
-        _gradient(recorded, steps),
+        _gradient(run, recorded, steps),
         *_evaluation(recorded, evaluated),
     ]
     notes = _samples(run)
     counts = _counts(recorded, run.world_size)
     return Audit([check for check in checks if check.was], counts, notes)
+
+
+def compare_audits(findings: Findings, run_a: Run, run_b: Run) -> list[str]:
+    """Note where one of two audited runs is off by another factor than the other.
+
+    The two need not have seen the same samples: each is held against what its own should be.
+
+    Returns:
+        One sentence for each factor, for the verdict. Nothing where one of the runs was not audited.
+    """
+    if not all(_is_audited(run) for run in (run_a, run_b)):
+        return []
+    try:
+        audit_a, audit_b = audit_run(run_a), audit_run(run_b)
+    except UsageError:
+        return []  # no pass showed logits with labels
+    said: dict[str, list[str]] = {}
+    for check_a, check_b in itertools.product(audit_a.checks, audit_b.checks):
+        off_a, off_b = check_a.off, check_b.off
+        if check_a.what != check_b.what or abs(off_a - off_b) <= A_FACTOR * max(off_a, off_b):
+            continue
+        worse, other = (check_b, check_a) if abs(off_b - 1) > abs(off_a - 1) else (check_a, check_b)
+        at = worse.first_wrong
+        row, other_row = (encode_plain(check.rows[min(at, len(check.rows) - 1)]) for check in (worse, other))
+        subject = f"{check_a.what}, as a multiple of what it should be"
+        step = worse.steps[at]
+        finding = findings.note("number", "changed", subject, step, 0, values=(round(off_a, 4), round(off_b, 4)))
+        finding.count = sum(not _near(a, b) for a, b in zip(worse.should, worse.was, strict=True))
+        finding.last_step = worse.steps[-1]
+        finding.row_a, finding.row_b = (other_row, row) if worse is check_b else (row, other_row)
+        side, counts = ("B", audit_b.counts) if worse is check_b else ("A", audit_a.counts)
+        numbers = f"{worse.was[at]:.6g} at step {step}, should be {worse.should[at]:.6g}"
+        finding.note = f"In {side} it is {numbers}. {explanation(worse, counts)}"
+        named = f"{worse.off:.3f} × what it should be{_equals(worse.off, counts)}, in {side}"
+        said.setdefault(named, []).append(check_a.what)
+    return [
+        f"{' and '.join(whats)} {'is' if len(whats) == 1 else 'are each'} {named}" for named, whats in said.items()
+    ]
+
+
+def _is_audited(run: Run) -> bool:
+    folder = run.path if run.path.is_dir() else run.path.parent
+    return not run.missing and all((folder / PROBE_FILES.format(rank=rank)).exists() for rank in run.readings)
+
+
+def encode_plain(row: Any) -> str:
+    """A recorded row as it is shown: in the portable form, without its time."""
+    return encode(next(portable([row])))
 
 
 def _measured(folder: Path, rank: int) -> list[dict[str, Any]] | None:
@@ -231,7 +337,8 @@ def _training_loss(recorded: Iterable[Any], steps: list[_Step]) -> Check:
             continue
         was, since = as_float(record.logs["loss"]), steps[done : record.step]
         if was is not None and since:
-            check.add(record.step, sum(step.mean for step in since) / len(since), was, **_mean_by_rule(since))
+            mean = sum(step.mean for step in since) / len(since)
+            check.add(record.step, mean, was, record, **_mean_by_rule(since))
         done = record.step
     return check
 
@@ -243,18 +350,32 @@ def _train_loss(recorded: Iterable[Any], steps: list[_Step]) -> Check:
             was = as_float(record.logs["train_loss"])
             if was is not None:
                 mean = sum(step.mean for step in steps) / len(steps)
-                check.add(record.step, mean, was, **_mean_by_rule(steps))
+                check.add(record.step, mean, was, record, **_mean_by_rule(steps))
     return check
 
 
-def _gradient(recorded: Iterable[Any], steps: list[_Step]) -> Check:
+def _gradient(run: Run, recorded: Iterable[Any], steps: list[_Step]) -> Check:
     check = Check("the gradient's norm", "that of one pass over all samples of the step")
-    norms = [as_float(record.norm) for record in recorded if type(record) is events.GradNorm]
-    if len(norms) == len(steps):
-        for number, (norm, step) in enumerate(zip(norms, steps, strict=True), start=1):
+    check.seen = _ranks_drift(run)
+    rows = [record for record in recorded if type(record) is events.GradNorm]
+    if len(rows) == len(steps):
+        for number, (row, step) in enumerate(zip(rows, steps, strict=True), start=1):
+            norm = as_float(row.norm)
             if norm is not None:
-                check.add(number, step.grad_norm, norm, **step.grad_norm_by_rule)
+                check.add(number, step.grad_norm, norm, row, **step.grad_norm_by_rule)
     return check
+
+
+def _ranks_drift(run: Run) -> str:
+    """Say from which step on the ranks have other gradients: what they step with was not averaged over all of them."""
+    norms = ([row.norm for row in reading if type(row) is events.GradNorm] for reading in run.readings.values())
+    for step, together in enumerate(zip(*norms, strict=False), start=1):
+        if len(set(together)) > 1:
+            shown = ", ".join(f"{as_float(norm):.4g} on rank {rank}" for rank, norm in zip(run.readings, together))
+            return (
+                f"From step {step} on the ranks' own gradients differ ({shown}): they were not averaged over the ranks"
+            )
+    return ""
 
 
 def _evaluation(recorded: list[Any], by_rank: list[list[dict[str, Any]]]) -> list[Check]:
@@ -279,11 +400,15 @@ def _evaluation(recorded: list[Any], by_rank: list[list[dict[str, Any]]]) -> lis
         by_rule = {"mean_of_batch_means": _repeated(in_order, record.kept, [sum(line["units"]) for line in in_order])}
         labels = [line["labels"] for line in in_order]
         by_rule["mean_of_means_over_all_labels"] = _repeated(in_order, record.kept, labels)
-        check.add(_step_before(recorded, i), sum(sums) / sum(units), was, **by_rule)
+        if len(by_rank) > 1:
+            rounds = [together for together in zip(*batches, strict=False) for _ in together]
+            shares = [sum(line["labels"] for line in together) / len(together) for together in rounds]
+            by_rule["mean_of_shares_of_a_round"] = _repeated(in_order, record.kept, shares)
+        check.add(_step_before(recorded, i), sum(sums) / sum(units), was, record, **by_rule)
     return list(checks.values())
 
 
-def _repeated(batches: list[dict[str, Any]], kept: int, divisors: list[int]) -> float:
+def _repeated(batches: list[dict[str, Any]], kept: int, divisors: Sequence[float]) -> float:
     """Mean over samples where each counts with the loss of its batch: the batch's sum divided by its divisor."""
     losses: list[float] = []
     for batch, divisor in zip(batches, divisors, strict=True):

@@ -119,6 +119,8 @@ class Probe:
         of_means = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
         units = 0
         passes = len(self.passes)
+        # A second pass would move running statistics (batch norm): they are put back.
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
         for one in self.passes:
             state = torch.get_rng_state()
             on_device = torch.cuda.get_rng_state() if one.device_random_state is not None else None
@@ -137,6 +139,8 @@ class Probe:
                     held += gradient.double()
                     held_mean += gradient.double() / max(one.units, 1)
             units += one.units
+        for buffer, before in buffers:
+            buffer.copy_(before)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for held in (*total, *of_means):
                 torch.distributed.all_reduce(held)

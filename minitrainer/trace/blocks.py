@@ -14,6 +14,7 @@ import mmap
 import os
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,19 @@ from minitrainer.trace.rows import Reading, portable
 
 # -- where a block begins --------------------------------------------------------------
 
-_MARK = re.compile(
-    rb'\n\{"kind":"event","event":"'
-    rb'(on_train_begin|on_epoch_begin|on_step_begin|on_train_end|on_prediction_step|on_evaluate|on_predict)"'
-    rb',"step":(\d+)'
+MARKS = (
+    b"on_train_begin",
+    b"on_epoch_begin",
+    b"on_step_begin",
+    b"on_epoch_end",
+    b"on_train_end",
+    b"on_prediction_step",
+    b"on_evaluate",
+    b"on_predict",
 )
+"""Events at which a block begins."""
+
+_MARK = re.compile(rb'\n\{"kind":"event","event":"(' + b"|".join(MARKS) + rb')","step":(\d+)')
 
 START = b"start"
 """Event of the key of the first block: all that happens before the first mark."""
@@ -50,6 +59,66 @@ class Key(NamedTuple):
     occurrence: int
 
 
+class Cutter:
+    """Names the blocks of a file, one after the other.
+
+    Attributes:
+        keys: key of each block so far.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[Key] = []
+        self._run = 0
+        self._seen: dict[tuple[int, bytes, int], int] = {}
+
+    def add(self, event: bytes, step: int) -> None:
+        """A block begins here."""
+        self._run += event == b"on_train_begin"
+        place = (self._run, event, step)
+        occurrence = self._seen.get(place, 0)
+        self._seen[place] = occurrence + 1
+        self.keys.append(Key(*place, occurrence))
+
+
+def by_epoch(keys_a: list[Key], keys_b: list[Key]) -> tuple[list[Key], list[Key]]:
+    """Name blocks by their place in the epoch instead of by the steps done, where the two runs need it.
+
+    Where one side does one step more in an epoch, every later step has another number on the two sides. Then the n-th
+    step of an epoch belongs to the n-th step of the same epoch. A run that begins elsewhere (a resumed one beside an
+    unbroken one) keeps its steps.
+    """
+    epochs_a, epochs_b = _steps_at_epochs(keys_a), _steps_at_epochs(keys_b)
+    for run in epochs_a.keys() & epochs_b.keys():
+        left, right = epochs_a[run], epochs_b[run]
+        both = min(len(left), len(right))
+        if left[0] == right[0] and left[:both] != right[:both]:
+            return _within_epochs(keys_a), _within_epochs(keys_b)
+    return keys_a, keys_b
+
+
+def _steps_at_epochs(keys: list[Key]) -> dict[int, list[int]]:
+    """For each run, the steps at which its epochs begin."""
+    steps: dict[int, list[int]] = {}
+    for key in keys:
+        if key.event == b"on_epoch_begin":
+            steps.setdefault(key.run, []).append(key.step)
+    return steps
+
+
+def _within_epochs(keys: list[Key]) -> list[Key]:
+    """The same keys with the number of the epoch in the place of the step; counted within it."""
+    named = []
+    epoch, seen = 0, Counter[tuple[int, bytes, int]]()
+    for key in keys:
+        if key.event == b"on_train_begin":
+            epoch = 0
+        epoch += key.event == b"on_epoch_begin"
+        place = (key.run, key.event, epoch)
+        named.append(Key(*place, seen[place]))
+        seen[place] += 1
+    return named
+
+
 class Blocks:
     """The blocks of one trace file, in the order of the file. Use it in a `with`, which closes the file.
 
@@ -63,9 +132,10 @@ class Blocks:
         self._file = _portable_file(reading)
         size = os.fstat(self._file.fileno()).st_size
         self._bytes: mmap.mmap | bytes = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        self.keys: list[Key] = []
+        cutter = Cutter()
+        self.keys = cutter.keys
         self._starts: list[int] = []
-        self._cut()
+        self._cut(cutter)
 
     def __enter__(self) -> Blocks:
         return self
@@ -83,20 +153,14 @@ class Blocks:
         block = self._bytes[self._starts[index] : self._starts[index + 1]]
         return block if block.endswith(b"\n") else block[: block.rfind(b"\n") + 1]
 
-    def _cut(self) -> None:
+    def _cut(self, cutter: Cutter) -> None:
         first_line_feed = self._bytes.find(b"\n")
         end = len(self._bytes) if first_line_feed >= 0 else 0
-        run = 0
-        seen: dict[tuple[int, bytes, int], int] = {}
-        self.keys.append(Key(0, START, 0, 0))
+        cutter.add(START, 0)
         self._starts.append(first_line_feed + 1)
         # the line feed before a mark belongs to the block before it
         for mark in _MARK.finditer(self._bytes, max(first_line_feed, 0), end):
-            event, step = mark[1], int(mark[2])
-            run += event == b"on_train_begin"
-            occurrence = seen.get((run, event, step), 0)
-            seen[run, event, step] = occurrence + 1
-            self.keys.append(Key(run, event, step, occurrence))
+            cutter.add(mark[1], int(mark[2]))
             self._starts.append(mark.start() + 1)
         self._starts.append(end)
 

@@ -5,9 +5,10 @@
     python -m minitrainer.trace compare --trainers transformers minitrainer one-epoch --logging_steps 1
 
 How it works. Each rank of A is compared with the same rank of B, in the portable form, block by block (`blocks.py`).
-Blocks of equal bytes are equal. Of two that differ, the numbers are taken out: what is left is their *shape*. The rows
-of two shapes are aligned once (`aligning.py`) and the result is kept, so that ten thousand steps that differ in the
-same way cost one alignment. Then only values are compared, and only rows whose values differ are read as records
+Blocks of equal bytes are equal. Of two that differ, the numbers are taken out: what is left is their *shape*. Blocks of
+recordings are not even decoded: they are read by their *layout* (`layouts.py`), which is a shape with its values. The
+rows of two shapes are aligned once (`aligning.py`) and the result is kept, so that ten thousand steps that differ in
+the same way cost one alignment. Then only values are compared, and only rows whose values differ are read as records
 (`findings.py`). Time and memory grow linearly with the rows, plus O(n · d) once for each pair of shapes with n rows
 and d differing ones.
 
@@ -19,9 +20,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -30,7 +32,8 @@ from typing import Any
 
 from minitrainer.trace import defaults, events
 from minitrainer.trace.aligning import CLOSERS, OPENERS, Alignment, align
-from minitrainer.trace.blocks import Blocks, Key, depths_among, read_line, split, values_by_line
+from minitrainer.trace.audit import compare_audits
+from minitrainer.trace.blocks import Blocks, Key, by_epoch, depths_among, read_line, split, values_by_line
 from minitrainer.trace.command_words import own_options_out_of
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.findings import (
@@ -43,8 +46,11 @@ from minitrainer.trace.findings import (
     encode,
     lone_row,
     recognise,
+    recognise_what_follows,
 )
+from minitrainer.trace.layouts import Layout, RecordedBlocks, Values, open_blocks
 from minitrainer.trace.ranks import Run, open_run
+from minitrainer.trace.render.escape import printable
 
 EQUAL, DIFFERENT = 0, 1
 """Exit statuses; the third is 2, for what can't be used."""
@@ -85,6 +91,7 @@ class Comparison:
         blocks, equal_blocks: how many places were compared, and how many of them were equal as a whole.
         versions: the distributions whose versions differ: name to (A's, B's). Which of them moved is not in a trace.
         ignored: kinds that were left out.
+        headlines: what audits of both say differs, a sentence for each factor.
         timing: seconds of the two recordings, only on request.
     """
 
@@ -98,6 +105,7 @@ class Comparison:
     equal_blocks: int = 0
     versions: dict[str, tuple[str, str]] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    headlines: list[str] = field(default_factory=list)
     timing: tuple[float, float] | None = None
 
     @property
@@ -139,21 +147,26 @@ def compare_runs(
     findings = Findings(tolerance, set(ignore))
     arguments: dict[str, Any] = {}
     _compare_ranks_present(findings, run_a, run_b)
+    if "number" not in ignore:
+        comparison.headlines = compare_audits(findings, run_a, run_b)
     for rank in run_a.readings:
         if rank in run_b.readings:
-            with Blocks(run_a.readings[rank]) as blocks_a, Blocks(run_b.readings[rank]) as blocks_b:
+            opened = open_blocks(run_a.readings[rank], run_b.readings[rank])
+            with opened[0] as blocks_a, opened[1] as blocks_b:
                 _Walk(comparison, findings, rank, blocks_a, blocks_b, arguments, set(ignore)).walk()
     _compare_defaults(findings, run_a, run_b)
     counts = _counts(arguments, run_a, run_b)
-    for finding in findings.finish():
+    found = findings.finish()
+    for finding in found:
         if finding.kind == "number":
-            finding.note = recognise(finding, counts)
+            finding.note = finding.note or recognise(finding, counts)
         if finding.kind == "sample" and finding.subject.endswith("order"):
             finding.note = _shuffled_by(comparison.versions)
         if finding.kind == "call" and finding.change == "removed":
             finding.note = RENAMED_METHODS.get(finding.subject, "")
         if finding.kind not in ignore:
             (comparison.renamed if finding.change == "renamed" else comparison.findings).append(finding)
+    recognise_what_follows(comparison.findings)
     if not comparison.findings:
         comparison.first = None
     if timing:
@@ -232,13 +245,13 @@ def _seconds(run: Run) -> float:
 
 @dataclass
 class _Plan:
-    """How to compare two blocks of two shapes; made once for each pair of shapes.
+    """How to compare two blocks of two shapes (or layouts); made once for each pair of them.
 
     Attributes:
         alignment: which rows belong together.
-        pick_a, pick_b: take the values to compare out of a block's values: those in rows whose text is equal.
+        pick_a, pick_b: take the values to compare out of a block's values: those in rows that are about the same.
         lines: for each value so picked, the positions of its row in A and in B.
-        unlike: pairs of rows with other text: they are always read.
+        unlike: pairs of other rows: they are always read.
         lone: findings of the rows that only one side has, once the first block was looked at.
         first_lone: where the first of these rows stands: position in A, in B, whether A has it, whether B has it.
     """
@@ -254,6 +267,46 @@ class _Plan:
 
 MOST_PLANS = 512
 
+MOST_LONE_BLOCKS = 200
+"""So many places that only one side came to are read row by row; later ones hold nothing new."""
+
+
+class _Lines:
+    """Rows of one side that stand as lines; `begin` lines that both sides share stand before them."""
+
+    def __init__(self, lines: list[bytes], path: Path, begin: int = 0, end: int = 0):
+        self.block, self.path, self.begin = lines, path, begin
+        self.rows = lines[begin : len(lines) - end]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, position: int) -> Any:
+        """The record at a position; -1 is the one before the first."""
+        return read_line(self.block[self.begin + position], self.path)
+
+    def lines(self) -> list[bytes]:
+        """All lines of the block."""
+        return self.block
+
+
+class _LaidOut:
+    """Rows of one side that are known by their layout and its values."""
+
+    begin = 0
+
+    def __init__(self, layout: Layout, values: Values):
+        self.layout, self.values = layout, values
+
+    def __len__(self) -> int:
+        return len(self.layout.rows)
+
+    def row(self, position: int) -> Any:
+        return self.layout.row(position, self.values)
+
+    def lines(self) -> list[bytes]:
+        return self.layout.lines(self.values)
+
 
 class _Walk:
     """One pass over the same rank of two runs."""
@@ -263,8 +316,8 @@ class _Walk:
         comparison: Comparison,
         findings: Findings,
         rank: int,
-        blocks_a: Blocks,
-        blocks_b: Blocks,
+        blocks_a: Blocks | RecordedBlocks,
+        blocks_b: Blocks | RecordedBlocks,
         arguments: dict[str, Any],
         ignore: set[str],
     ):
@@ -275,7 +328,8 @@ class _Walk:
         self.path_a, self.path_b = Path(_name_of(blocks_a)), Path(_name_of(blocks_b))
         self.arguments = arguments
         self.ignore = ignore
-        self.plans: dict[tuple[bytes, bytes], _Plan] = {}
+        self.plans: dict[tuple[Any, Any], _Plan] = {}
+        self.lone_blocks = 0
 
     def walk(self) -> None:
         keys_a, keys_b = self.a.keys, self.b.keys
@@ -283,27 +337,29 @@ class _Walk:
         if keys_a == keys_b:
             matches: Iterator[Places] = (([i], [i]) for i in range(len(keys_a)))
         else:
-            matches = _matched(keys_a, keys_b)
-        block_a, block_b = self.a.block, self.b.block
+            matches = _matched(*by_epoch(keys_a, keys_b))
+        compare = self._recorded_blocks if isinstance(self.a, RecordedBlocks) else self._blocks_of_lines
         equal = 0
         for here_a, here_b in matches:
             if not here_a or not here_b:
                 self._lone_block(here_a, here_b)
-                continue
-            if len(here_a) == len(here_b) == 1:
-                left, right = block_a(here_a[0]), block_b(here_b[0])
+            elif len(here_a) == len(here_b) == 1:
+                equal += compare(here_a[0], here_b[0])
             else:
-                left, right = b"".join(map(block_a, here_a)), b"".join(map(block_b, here_b))
-            if left == right:
-                equal += 1
-            else:
-                self._differing(here_a[0], here_b[0], left, right)
+                left, right = b"".join(map(self.a.block, here_a)), b"".join(map(self.b.block, here_b))
+                equal += self._texts(here_a[0], here_b[0], left, right)
         self.comparison.blocks += max(len(keys_a), len(keys_b))
         self.comparison.equal_blocks += equal
 
-    # -- blocks that differ ---------------------------------------------------------------
+    # -- two blocks -----------------------------------------------------------------------
 
-    def _differing(self, i: int, j: int, left: bytes, right: bytes) -> None:
+    def _blocks_of_lines(self, i: int, j: int) -> bool:
+        return self._texts(i, j, self.a.block(i), self.b.block(j))
+
+    def _texts(self, i: int, j: int, left: bytes, right: bytes) -> bool:
+        """Compare two blocks that stand as lines; return whether they are equal."""
+        if left == right:
+            return True
         lines_a, lines_b = left.split(b"\n"), right.split(b"\n")
         # What both begin and end with is equal; of a step that differs somewhere only a few rows are left.
         shortest = min(len(lines_a), len(lines_b))
@@ -313,62 +369,73 @@ class _Walk:
         end = 0
         while end < shortest - begin and lines_a[-1 - end] == lines_b[-1 - end]:
             end += 1
-        rows_a, rows_b = lines_a[begin : len(lines_a) - end], lines_b[begin : len(lines_b) - end]
-        shape_a, values_a = split(b"\n".join(rows_a))
-        shape_b, values_b = split(b"\n".join(rows_b))
+        side_a = _Lines(lines_a, self.path_a, begin, end)
+        side_b = _Lines(lines_b, self.path_b, begin, end)
+        shape_a, values_a = split(b"\n".join(side_a.rows))
+        shape_b, values_b = split(b"\n".join(side_b.rows))
         plan = self.plans.get((shape_a, shape_b))
         if plan is None:
-            if len(self.plans) >= MOST_PLANS:
-                self.plans.clear()
-            plan = self.plans[shape_a, shape_b] = self._plan(shape_a, shape_b, rows_a, rows_b)
+            plan = self._kept((shape_a, shape_b), _plan_of_shapes(shape_a, shape_b, side_a, side_b))
+        self._differing(i, j, plan, side_a, side_b, values_a, values_b)
+        return False
+
+    def _recorded_blocks(self, i: int, j: int) -> bool:
+        """Compare two blocks of recordings; return whether they are equal."""
+        assert isinstance(self.a, RecordedBlocks) and isinstance(self.b, RecordedBlocks)
+        layout_a, values_a = self.a.laid_out(i)
+        layout_b, values_b = self.b.laid_out(j)
+        plan = self.plans.get((layout_a, layout_b))
+        if plan is None:
+            plan = _plan_of_layouts(layout_a, layout_b)
+            if not self.a.is_alone(i) and not self.b.is_alone(j):
+                self._kept((layout_a, layout_b), plan)
+        return self._differing(
+            i, j, plan, _LaidOut(layout_a, values_a), _LaidOut(layout_b, values_b), values_a, values_b
+        )
+
+    def _kept(self, shapes: tuple[Any, Any], plan: _Plan) -> _Plan:
+        if len(self.plans) >= MOST_PLANS:
+            self.plans.clear()
+        self.plans[shapes] = plan
+        return plan
+
+    def _differing(
+        self,
+        i: int,
+        j: int,
+        plan: _Plan,
+        side_a: _Lines | _LaidOut,
+        side_b: _Lines | _LaidOut,
+        values_a: Sequence[bytes],
+        values_b: Sequence[bytes],
+    ) -> bool:
+        """Note what differs between two blocks; return whether nothing does."""
         picked_a, picked_b = plan.pick_a(values_a), plan.pick_b(values_b)
-        step = self.a.keys[i].step
+        alignment = plan.alignment
         pairs = list(plan.unlike)
         if picked_a != picked_b:
             together = zip(plan.lines, picked_a, picked_b, strict=True)
             pairs += dict.fromkeys(pair for pair, x, y in together if x != y)
             pairs.sort()
+        elif not pairs and not alignment.removed and not alignment.added:
+            return True
+        step = self.a.keys[i].step
         noted_before = self.findings.noted
         first: tuple[int, int, bool, bool] | None = None
         for position_a, position_b in pairs:
-            row_a, row_b = read_line(rows_a[position_a], self.path_a), read_line(rows_b[position_b], self.path_b)
             before = self.findings.noted
-            compare_rows(self.findings, row_a, row_b, step, self.rank)
+            compare_rows(self.findings, side_a.row(position_a), side_b.row(position_b), step, self.rank)
             if first is None and before != self.findings.noted:
                 first = (position_a, position_b, True, True)
-        lone = self._lone_rows(plan, rows_a, rows_b, lines_a[:begin], step)
+        lone = self._lone_rows(plan, side_a, side_b, step)
         if self.comparison.first is None and noted_before != self.findings.noted:
             position_a, position_b, in_a, in_b = min(place for place in (first, lone) if place is not None)
-            self._diverge(i, j, lines_a, lines_b, (begin + position_a, begin + position_b, in_a, in_b))
-
-    def _plan(self, shape_a: bytes, shape_b: bytes, lines_a: list[bytes], lines_b: list[bytes]) -> _Plan:
-        text_a, text_b = shape_a.split(b"\n"), shape_b.split(b"\n")
-        if shape_a == shape_b:
-            # The same rows, with other numbers: nothing to align.
-            alignment = Alignment([(i, i) for i in range(len(lines_a))], [], [], {})
-        else:
-            rows_a = [read_line(line, self.path_a) for line in lines_a]
-            rows_b = [read_line(line, self.path_b) for line in lines_b]
-            alignment = align(rows_a, rows_b)
-        ranges_a, ranges_b = values_by_line(shape_a), values_by_line(shape_b)
-        depths = depths_among(shape_a)
-        take_a: list[int] = []
-        take_b: list[int] = []
-        lines: list[tuple[int, int]] = []
-        unlike: list[tuple[int, int]] = []
-        for i, j in alignment.pairs:
-            if text_a[i] != text_b[j]:
-                unlike.append((i, j))
-                continue
-            for x, y in zip(ranges_a[i], ranges_b[j], strict=True):
-                if x not in depths:
-                    take_a.append(x)
-                    take_b.append(y)
-                    lines.append((i, j))
-        return _Plan(alignment, _picker(take_a), _picker(take_b), lines, unlike)
+            at = side_a.begin + position_a, side_b.begin + position_b, in_a, in_b
+            self._diverge(i, j, side_a.lines(), side_b.lines(), at)
+        return noted_before == self.findings.noted
 
     def _lone_rows(
-        self, plan: _Plan, lines_a: list[bytes], lines_b: list[bytes], before: list[bytes], step: int
+        self, plan: _Plan, side_a: _Lines | _LaidOut, side_b: _Lines | _LaidOut, step: int
     ) -> tuple[int, int, bool, bool] | None:
         """Note the rows of a block that only one side has; return where the first of them stands.
 
@@ -380,14 +447,13 @@ class _Walk:
             return plan.first_lone
         plan.lone = []
         first = None
-        for side, positions in (("A", plan.alignment.removed), ("B", plan.alignment.added)):
-            in_a = side == "A"
-            lines, path = (lines_a, self.path_a) if in_a else (lines_b, self.path_b)
+        for letter, positions in (("A", plan.alignment.removed), ("B", plan.alignment.added)):
+            in_a = letter == "A"
+            side = side_a if in_a else side_b
             paired = dict(plan.alignment.pairs) if in_a else {j: i for i, j in plan.alignment.pairs}
             for position in positions:
-                row = read_line(lines[position], path)
+                row = side.row(position)
                 kind, subject, echo_of = lone_row(row)
-                inside = plan.alignment.inside.get((side, position), 0)
                 finding = self.findings.note(
                     kind,
                     "removed" if in_a else "added",
@@ -396,17 +462,17 @@ class _Walk:
                     self.rank,
                     row_a=row if in_a else None,
                     row_b=None if in_a else row,
-                    place=_place(before + lines[:position], path),
-                    inside=inside,
+                    place=_place(side.row(position - 1) if side.begin + position else None),
+                    inside=plan.alignment.inside.get((letter, position), 0),
                     echo_of=echo_of,
                 )
                 plan.lone.append(finding)
                 if kind not in self.ignore:
-                    other = next((paired[after] for after in range(position + 1, len(lines)) if after in paired), None)
+                    other = next((paired[after] for after in range(position + 1, len(side)) if after in paired), None)
                     if in_a:
-                        here = (position, len(lines_b) if other is None else other, True, False)
+                        here = (position, len(side_b) if other is None else other, True, False)
                     else:
-                        here = (len(lines_a) if other is None else other, position, False, True)
+                        here = (len(side_a) if other is None else other, position, False, True)
                     first = here if first is None else min(first, here)
         plan.first_lone = first
         return first
@@ -435,6 +501,10 @@ class _Walk:
             inside=len(lines) - 2,
             echo_of=echo_of,
         )
+        if self.lone_blocks < MOST_LONE_BLOCKS:
+            self.lone_blocks += 1
+            for line in lines[1:-1]:
+                self.findings.swallow(change, read_line(line, path))
         if self.comparison.first is None and kind not in self.ignore:
             before = self._tail(blocks, index - 1)
             encoded = encode(row)
@@ -456,13 +526,13 @@ class _Walk:
             lines_b[position_b].decode("utf-8", "replace") if in_b else None,
         )
 
-    def _before(self, blocks: Blocks, index: int, lines: list[bytes], position: int) -> list[str]:
+    def _before(self, blocks: Blocks | RecordedBlocks, index: int, lines: list[bytes], position: int) -> list[str]:
         rows = [line.decode("utf-8", "replace") for line in lines[max(0, position - ROWS_BEFORE) : position] if line]
         if len(rows) < ROWS_BEFORE:
             rows = [*self._tail(blocks, index - 1), *rows][-ROWS_BEFORE:]
         return rows
 
-    def _tail(self, blocks: Blocks, index: int) -> list[str]:
+    def _tail(self, blocks: Blocks | RecordedBlocks, index: int) -> list[str]:
         if index < 0:
             return []
         return [line.decode("utf-8", "replace") for line in blocks.block(index).split(b"\n")[:-1][-ROWS_BEFORE:]]
@@ -479,7 +549,50 @@ class _Walk:
                     break
 
 
-def _name_of(blocks: Blocks) -> str:
+def _plan_of_shapes(shape_a: bytes, shape_b: bytes, side_a: _Lines, side_b: _Lines) -> _Plan:
+    if shape_a == shape_b:
+        # The same rows, with other numbers: nothing to align.
+        alignment = Alignment([(i, i) for i in range(len(side_a))], [], [], {})
+    else:
+        rows_a, rows_b = ([side.row(position) for position in range(len(side))] for side in (side_a, side_b))
+        alignment = align(rows_a, rows_b)
+    depths = depths_among(shape_a)
+    slots_a = [[i for i in values if i not in depths] for values in values_by_line(shape_a)]
+    slots_b = [list(values) for values in values_by_line(shape_b)]
+    text_a, text_b = shape_a.split(b"\n"), shape_b.split(b"\n")
+    depths_b = depths_among(shape_b)
+    slots_b = [[j for j in values if j not in depths_b] for values in slots_b]
+    return _plan(alignment, text_a, text_b, slots_a, slots_b)
+
+
+def _plan_of_layouts(layout_a: Layout, layout_b: Layout) -> _Plan:
+    slots_a, slots_b = ([[] if slot is None else [slot] for slot in layout.slots] for layout in (layout_a, layout_b))
+    return _plan(align(layout_a.rows, layout_b.rows), layout_a.subjects, layout_b.subjects, slots_a, slots_b)
+
+
+def _plan(
+    alignment: Alignment,
+    subjects_a: Sequence[Hashable],
+    subjects_b: Sequence[Hashable],
+    slots_a: list[list[int]],
+    slots_b: list[list[int]],
+) -> _Plan:
+    """Make a plan out of what each row is about, and of which values are its own."""
+    take_a: list[int] = []
+    take_b: list[int] = []
+    lines: list[tuple[int, int]] = []
+    unlike: list[tuple[int, int]] = []
+    for i, j in alignment.pairs:
+        if subjects_a[i] == subjects_b[j]:
+            take_a += slots_a[i]
+            take_b += slots_b[j]
+            lines += [(i, j)] * len(slots_a[i])
+        else:
+            unlike.append((i, j))
+    return _Plan(alignment, _picker(take_a), _picker(take_b), lines, unlike)
+
+
+def _name_of(blocks: Blocks | RecordedBlocks) -> str:
     return f"trace of rank {blocks.head.rank}"
 
 
@@ -534,19 +647,18 @@ def _matched(keys_a: list[Key], keys_b: list[Key]) -> Iterator[Places]:
         yield [], [lone]
 
 
-def _place(lines_before: list[bytes], path: Path) -> str:
+def _place(before: Any) -> str:
     """Say where a row stands: after which row of its own side."""
     from minitrainer.trace.render.words import describe, text_of
 
-    if not lines_before:
+    if before is None:
         return "at the very beginning"
-    row: Any = read_line(lines_before[-1], path)
-    if isinstance(row, CLOSERS):
-        name = getattr(row, "method", None) or getattr(row, "event", None) or getattr(row, "callback", "")
+    if isinstance(before, CLOSERS):
+        name = getattr(before, "method", None) or getattr(before, "event", None) or getattr(before, "callback", "")
         return f"after {name}"
-    if isinstance(row, OPENERS):
-        return f"first in {text_of(describe(row)).split(' ')[0]}"
-    return f"after {text_of(describe(row)).strip()}"
+    if isinstance(before, OPENERS):
+        return f"first in {text_of(describe(before)).split(' ')[0]}"
+    return f"after {text_of(describe(before)).strip()}"
 
 
 # -- defaults ------------------------------------------------------------------------------------------------
@@ -659,6 +771,11 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--nproc", metavar="N", help="with --trainers: number of processes of each run")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="with --trainers: where the two traces go")
     parser.add_argument(
+        "--no-audit",
+        action="store_true",
+        help="with --trainers: do not measure what losses and gradients should be (it takes a second pass each step)",
+    )
+    parser.add_argument(
         "--ignore", action="append", default=[], metavar="KIND", help="leave this kind out (repeatable)"
     )
     parser.add_argument("--tolerance", type=float, default=0.0, metavar="REL", help="relative difference to overlook")
@@ -680,7 +797,10 @@ def main(options: argparse.Namespace) -> int:
     if options.trainers:
         if not words:
             raise UsageError("--trainers needs a scenario or a script to run")
-        a, b = record_both(options.trainers, words[0], words[1:], options.out, options.nproc)
+        alone = options.timing  # side by side they would slow each other
+        a, b = record_both(
+            options.trainers, words[0], words[1:], options.out, options.nproc, not options.no_audit, not alone
+        )
     else:
         if len(words) != 2:
             raise UsageError(
@@ -704,23 +824,49 @@ def main(options: argparse.Namespace) -> int:
 
 
 def record_both(
-    trainers: list[str], what: str, words: list[str], out: Path | None = None, nproc: str | None = None
+    trainers: list[str],
+    what: str,
+    words: list[str],
+    out: Path | None = None,
+    nproc: str | None = None,
+    audited: bool = True,
+    together: bool = True,
 ) -> tuple[Path, Path]:
     """Run a scenario or script with two Trainers, each in a process of its own, and return the folders of the traces.
 
+    Args:
+        trainers: two words as `--trainer` takes them.
+        what, words: the scenario or script, and its arguments.
+        out: folder for the two; None for a new one under runs/.
+        nproc: number of processes of each run.
+        audited: measure beside each run what its losses and gradients should be.
+        together: run both at the same time, if it is one of our scenarios.
+
     Raises:
-        UsageError: a run could not be done; its own complaint stands above.
+        UsageError: a run could not be done.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from minitrainer.trace import scenarios
+
     if out is None:
         from minitrainer.trace.running import _trace_folder
 
         out = _trace_folder(None, f"compare-{Path(what).stem}")
-    folders = []
-    for side, trainer in zip("ab", trainers, strict=True):
-        folder = out / f"{side}-{trainer.replace('==', '-')}"
-        record(trainer, what, words, folder, nproc)
-        folders.append(folder)
+    folders = [out / f"{side}-{trainer.replace('==', '-')}" for side, trainer in zip("ab", trainers, strict=True)]
+    variables = {"MINITRAINER_AUDIT": "1"} if audited else None
+    with ThreadPoolExecutor(2 if together and what in scenarios.SCENARIOS else 1) as pool:
+        runs = [
+            pool.submit(record, trainer, what, words, folder, nproc, variables)
+            for trainer, folder in zip(trainers, folders, strict=True)
+        ]
+    for run in runs:
+        run.result()
     return folders[0], folders[1]
+
+
+LOG_NAME = "run.log"
+"""What a run prints goes to this file beside its trace: two runs at a time can't share a screen."""
 
 
 def record(
@@ -731,20 +877,44 @@ def record(
     nproc: str | None = None,
     variables: dict[str, str] | None = None,
 ) -> None:
-    """Run a scenario or script with one Trainer in a process of its own and leave its trace in `folder`."""
-    from minitrainer.trace import scenarios
+    """Run a scenario or script with one Trainer in a process of its own and leave its trace in `folder`.
 
+    Raises:
+        UsageError: the run left no trace; its own complaint is in the message.
+    """
+    from minitrainer.trace import scenarios
+    from minitrainer.trace.running import _made, _trace_folder
+
+    if what not in scenarios.SCENARIOS and not Path(what).is_file():
+        raise UsageError(f"{what} is neither a scenario ({', '.join(scenarios.SCENARIOS)}) nor a script that is here")
+    log = _made(_trace_folder(folder, "")) / LOG_NAME
     ours = ["--trainer", trainer, "--quiet", "--out", str(folder), *(["--nproc", nproc] if nproc else [])]
     after = [what, *ours, *words] if what in scenarios.SCENARIOS else [*ours, what, *words]
     environment = {**os.environ, **(variables or {})}
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    # What the run itself prints goes to stderr: stdout is the report's, which may be JSON.
-    status = subprocess.run(
-        [sys.executable, "-m", "minitrainer.trace", *after], env=environment, stdout=sys.stderr, check=False
-    ).returncode
-    if status != 0 and not any(folder.glob("rank*.rows")):
-        raise UsageError(f"{what} with {trainer} ended with status {status} and left no trace")
+    print(f"recording {what} with {trainer}; what it prints goes to {log}", file=sys.stderr, flush=True)
+    with open(log, "wb") as file:
+        command = [sys.executable, "-m", "minitrainer.trace", *after]
+        status = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False).returncode
+    if status == 0:
+        return
+    said = f"{what} with {trainer} ended with status {status}: {_complaint(log)}"
+    if not any(folder.glob("rank*.rows")):
+        raise UsageError(f"{said} (all that it printed is in {log})")
+    print(f"{said}; its trace is taken as far as it goes", file=sys.stderr, flush=True)
+
+
+_COMPLAINT = re.compile(r"^(?:minitrainer\.trace: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*:? )")
+
+
+def _complaint(log: Path) -> str:
+    """The line of an output that says what went wrong: our own, else the last error, else the last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("minitrainer.trace: ")]
+    errors = [line for line in lines if _COMPLAINT.match(line)]
+    said = (ours or errors or lines or ["it printed nothing"])[-1].removeprefix("minitrainer.trace: ")
+    return printable(said)[:400]
 
 
 # Read next: render/report.py, which puts a comparison into words.

@@ -8,7 +8,7 @@ only the echo of another (the flags as each event lists them, the running total 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,7 @@ class Finding:
         value_a, value_b: the first two values, for what changed.
         numbers: what is known of all pairs of a number.
         note: what is recognised in it.
+        follows: what it would follow from alone: "other samples", "another number of steps".
     """
 
     kind: str
@@ -89,6 +90,7 @@ class Finding:
     value_b: Any = None
     numbers: Numbers | None = None
     note: str = ""
+    follows: str = ""
 
     @property
     def name(self) -> str:
@@ -145,6 +147,13 @@ class Findings:
         self.noted = 0
         self._found: dict[tuple[str, str, str], Finding] = {}
         self._echoes: dict[tuple[str, str, str], tuple[str, str]] = {}
+        self._swallowed: set[tuple[str, str, str]] = set()
+
+    def swallow(self, change: str, row: Record) -> None:
+        """Remember a row of a place that only one side came to. It is no finding of its own, but where the other side
+        has such a row elsewhere, this is where it went."""
+        kind, subject, _ = lone_row(row)
+        self._swallowed.add((kind, change, subject))
 
     def note(
         self,
@@ -220,23 +229,63 @@ class Findings:
         return sorted(self._found.values(), key=lambda finding: order.index(finding.kind))
 
     def _recognise_moves(self) -> None:
-        for key, removed in list(self._found.items()):
+        """What went from one place and came at another is one finding; where it is so more often on one side, it says
+        how often on each."""
+        for key, finding in list(self._found.items()):
             kind, change, subject = key
-            added = self._found.get((kind, "added", subject))
-            if change != "removed" or added is None or added.count != removed.count or kind in ("argument", "log"):
+            other_change = {"removed": "added", "added": "removed"}.get(change)
+            if other_change is None or kind in ("argument", "log") or key not in self._found:
                 continue
-            moved = Finding(kind, "moved", subject, added.place, removed.count)
+            other = self._found.get((kind, other_change, subject))
+            if other is None:
+                if (kind, other_change, subject) in self._swallowed:
+                    side = "B" if change == "removed" else "A"
+                    here, there = finding.place, f"in a place that only {side} comes to"
+                    finding.value_a, finding.value_b = (here, there) if change == "removed" else (there, here)
+                    self._replace(key, finding)
+                continue
+            removed, added = (finding, other) if change == "removed" else (other, finding)
+            moved = Finding(kind, "moved", subject, added.place, max(removed.count, added.count))
             moved.first_step = min(removed.first_step, added.first_step)
             moved.last_step = max(removed.last_step, added.last_step)
             moved.ranks = removed.ranks | added.ranks
             moved.row_a, moved.row_b, moved.inside = removed.row_a, added.row_b, removed.inside
             moved.value_a, moved.value_b = removed.place, added.place
-            # in the place of the first of the two, so that findings stay in the order of the run
-            self._found = {
-                ((kind, "moved", subject) if other == key else other): (moved if other == key else finding)
-                for other, finding in self._found.items()
-                if other != (kind, "added", subject)
-            }
+            if removed.count != added.count:
+                moved.note = f"{removed.count:,} times in A, {added.count:,} times in B"
+            del self._found[kind, other_change, subject]
+            self._replace(key, moved)
+
+    def _replace(self, key: tuple[str, str, str], moved: Finding) -> None:
+        """Put what moved in the place of the first of its two, so that findings stay in the order of the run."""
+        kind, _, subject = key
+        moved.change = "moved"
+        if key in self._echoes:
+            self._echoes[kind, "moved", subject] = self._echoes[key]
+        self._found = {
+            ((kind, "moved", subject) if one == key else one): (moved if one == key else finding)
+            for one, finding in self._found.items()
+        }
+
+
+COUNTS_OF_STEPS = frozenset({"max_steps", "global_step"})
+FROM_THE_NUMBER_OF_STEPS = frozenset({*COUNTS_OF_STEPS, "epoch", "learning rate", "total_flos"})
+
+
+def recognise_what_follows(findings: list[Finding]) -> None:
+    """Mark the numbers that had to differ once the samples, or the number of steps, did.
+
+    Whether they would be equal otherwise is not known: they are shown together, and only what has a note (a constant
+    factor, say) stands apart.
+    """
+    numbers = [one for one in findings if one.kind == "number" and one.change == "changed" and not one.note]
+    samples = [one.first_step for one in findings if one.kind == "sample" and not one.subject.startswith("eval: ")]
+    other_steps = any(one.subject in COUNTS_OF_STEPS for one in numbers)
+    for one in numbers:
+        if one.subject in FROM_THE_NUMBER_OF_STEPS:
+            one.follows = "another number of steps" if other_steps else ""
+        elif samples and one.subject != DIVISOR and one.first_step >= min(samples):
+            one.follows = "other samples"
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -250,54 +299,46 @@ def encode(record: Record) -> str:
 # -- a row that only one side has ------------------------------------------------------------
 
 
+LONE_ROWS: dict[type[Record], tuple[str, Callable[[Any], str]]] = {
+    events.Call: ("call", lambda row: row.method),
+    events.Return: ("call", lambda row: f"end of {row.method}"),
+    events.Event: ("event", lambda row: row.event),
+    events.EventEnd: ("event", lambda row: f"end of {row.event}"),
+    events.Callback: ("callback", lambda row: f"{row.callback} in {row.event}"),
+    events.CallbackEnd: ("callback", lambda row: f"end of {row.callback}"),
+    events.Flag: ("flag", lambda row: f"{row.flag} {'raised' if row.new else 'lowered'}"),
+    events.State: ("state", lambda row: row.field),
+    events.Log: ("log", lambda row: f"record of {log_name(row.logs)}"),
+    events.File: ("file", lambda row: f"{general_path(row.path)}{'' if row.action == 'write' else ' removed'}"),
+    events.Samples: ("sample", lambda row: f"{row.split} samples"),
+    events.Raise: ("error", lambda row: f"{row.error} out of {row.method}"),
+    events.Gather: ("gather", lambda row: row.what),
+    events.Collective: ("gather", lambda row: f"collective {row.collective}"),
+    events.Rng: ("rng", lambda row: general_path(row.source)),
+    events.Note: ("note", lambda row: row.text),
+    events.End: ("run", lambda row: "end of the recording"),
+    events.Loss: ("number", lambda row: "derivation of the logged loss"),
+    events.TrainLoss: ("number", lambda row: "derivation of train_loss"),
+    events.EvalLoss: ("number", lambda row: f"derivation of {row.key}"),
+    events.GradNorm: ("number", lambda row: "gradient norm before a step"),
+    events.OptimizerStep: ("call", lambda row: "the optimizer's step"),
+    events.SchedulerStep: ("call", lambda row: "the scheduler's step"),
+}
+"""Class of a row that has no counterpart to the kind of its finding and what that is about."""
+
+ECHOES_OF_LONE_ROWS: dict[type[Record], tuple[str, str]] = {
+    events.Loss: ("log", "record of loss"),
+    events.TrainLoss: ("log", "record of train_loss"),
+    events.EvalLoss: ("log", "record of"),
+    events.GradNorm: ("call", "the optimizer's step"),
+}
+"""Class to the findings (kind, begin of their subject) that explain such a row: it is none of its own beside them."""
+
+
 def lone_row(record: Any) -> tuple[str, str, tuple[str, str] | None]:
     """Kind, subject, and what it may be the echo of, for a row that has no counterpart."""
-    kind = type(record)
-    if kind is events.Call:
-        return "call", record.method, None
-    if kind is events.Return:
-        return "call", f"end of {record.method}", None
-    if kind is events.Event:
-        return "event", record.event, None
-    if kind is events.EventEnd:
-        return "event", f"end of {record.event}", None
-    if kind is events.Callback:
-        return "callback", f"{record.callback} in {record.event}", None
-    if kind is events.CallbackEnd:
-        return "callback", f"end of {record.callback}", None
-    if kind is events.Flag:
-        return "flag", f"{record.flag} {'raised' if record.new else 'lowered'}", None
-    if kind is events.State:
-        return "state", record.field, None
-    if kind is events.Log:
-        return "log", f"record of {log_name(record.logs)}", None
-    if kind is events.File:
-        return "file", f"{general_path(record.path)}{'' if record.action == 'write' else ' removed'}", None
-    if kind is events.Samples:
-        return "sample", f"{record.split} samples", None
-    if kind is events.Raise:
-        return "error", f"{record.error} out of {record.method}", None
-    if kind is events.Gather:
-        return "gather", record.what, None
-    if kind is events.Rng:
-        return "rng", general_path(record.source), None
-    if kind is events.Note:
-        return "note", record.text, None
-    if kind is events.End:
-        return "run", "end of the recording", None
-    if kind is events.Loss:
-        return "number", "derivation of the logged loss", ("log", "record of loss")
-    if kind is events.TrainLoss:
-        return "number", "derivation of train_loss", ("log", "record of train_loss")
-    if kind is events.EvalLoss:
-        return "number", f"derivation of {record.key}", ("log", "record of")
-    if kind is events.GradNorm:
-        return "number", "gradient norm before a step", ("call", "the optimizer's step")
-    if kind is events.OptimizerStep:
-        return "call", "the optimizer's step", None
-    if kind is events.SchedulerStep:
-        return "call", "the scheduler's step", None
-    return "run", record.__struct_config__.tag, None
+    kind, subject = LONE_ROWS.get(type(record), ("run", lambda row: row.__struct_config__.tag))
+    return kind, subject(record), ECHOES_OF_LONE_ROWS.get(type(record))
 
 
 # -- two rows that belong together -------------------------------------------------------------
@@ -413,6 +454,9 @@ def _vector(findings: Findings, subject: str, a: Any, b: Any, left: list, right:
     return any(differs)
 
 
+DIVISOR = "divisor of a micro-batch's loss"
+
+
 def _loss(findings: Findings, a: Any, b: Any, step: int, rank: int) -> None:
     """The chain of a logged loss: the first link that differs is the finding, those after it follow from it."""
     _vector(findings, "gradient norm", a, b, a.grad_norms, b.grad_norms, step, rank)
@@ -422,7 +466,15 @@ def _loss(findings: Findings, a: Any, b: Any, step: int, rank: int) -> None:
         findings.note("sample", "changed", "labels that count", step, rank, a, b, (a.labels, b.labels))
     if a.dtype != b.dtype:
         findings.note("number", "changed", "precision of the loss", step, rank, a, b, (a.dtype, b.dtype))
+    divisors_a, divisors_b = sorted(set(map(str, a.divided_by))), sorted(set(map(str, b.divided_by)))
+    if divisors_a != divisors_b:  # also where the losses differ: it shows that they are not averaged alike
+        values = (", ".join(divisors_a), ", ".join(divisors_b))
+        finding = findings.note("number", "changed", DIVISOR, step, rank, a, b, values)
+        if len(divisors_a) == len(divisors_b) == 1 and None not in (*a.divided_by, *b.divided_by):
+            finding.note = f"with equal losses B would log {a.divided_by[0] / b.divided_by[0]:.3f} × A"
     if _vector(findings, "loss of a micro-batch", a, b, a.losses, b.losses, step, rank):
+        return
+    if divisors_a != divisors_b:
         return
     if _vector(findings, "loss as training_step returns it", a, b, a.micro, b.micro, step, rank):
         return
@@ -475,6 +527,13 @@ def _eval_loss(findings: Findings, a: Any, b: Any, step: int, rank: int) -> None
         findings.note("number", "changed", subject, step, rank, a, b, (a.verified, b.verified), echo_of=("number", ""))
 
 
+def _collective(findings: Findings, a: Any, b: Any, step: int, rank: int) -> None:
+    left, right = [a.elements, a.dtype, a.ranks], [b.elements, b.dtype, b.ranks]
+    if left != right:
+        subject = f"what {a.collective} exchanges (elements, type, ranks)"
+        findings.note("gather", "changed", subject, step, rank, a, b, (left, right))
+
+
 def _gather(findings: Findings, a: Any, b: Any, step: int, rank: int) -> None:
     left, right = [a.rows, a.gathered, a.kept], [b.rows, b.gathered, b.kept]
     if left != right:
@@ -511,7 +570,10 @@ def _file(findings: Findings, a: Any, b: Any, step: int, rank: int) -> None:
     if name_a != name_b and general_path(a.path) == general_path(b.path) and not _same_but_numbers(a.path, b.path):
         findings.note("file", "renamed", f"{name_a} is now {name_b}", step, rank, a, b, (name_a, name_b))
     elif a.path != b.path:
-        findings.note("file", "changed", f"folder of {name_a}", step, rank, a, b, (a.path, b.path))
+        values, echo = (a.path, b.path), None
+        if general_path(a.path) == general_path(b.path):  # a checkpoint is called after its step
+            echo = ("number", "global_step")
+        findings.note("file", "changed", f"folder of {name_a}", step, rank, a, b, values, echo_of=echo)
     elif a.size != b.size:
         findings.note("file", "changed", f"size of {general_path(a.path)}", step, rank, a, b, (a.size, b.size))
 
@@ -596,6 +658,7 @@ _COMPARERS: dict[type[Record], Any] = {
     events.TrainLoss: _train_loss,
     events.EvalLoss: _eval_loss,
     events.Gather: _gather,
+    events.Collective: _collective,
     events.Log: _log,
     events.File: _file,
     events.Raise: _raise,
@@ -631,7 +694,7 @@ def recognise(finding: Finding, counts: dict[str, float]) -> str:
     ratio = numbers.largest_ratio
     spread = numbers.largest_ratio - numbers.smallest_ratio
     if (
-        len(pairs) > 1
+        len(set(pairs)) > 1
         and all(a for a, _ in pairs)
         and math.isfinite(ratio)
         and abs(ratio - 1) > 1e-3

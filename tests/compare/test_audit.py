@@ -114,7 +114,7 @@ def test_the_installed_trainer_is_audited(audited):
 def test_a_trace_without_the_probe_is_refused_in_one_line(audited):
     for file in (audited / "trace").glob("audit-rank*.jsonl"):
         file.rename(audited / file.name)
-    with pytest.raises(UsageError, match="audit SCENARIO"):
+    with pytest.raises(UsageError, match="minitrainer.trace audit audited.py"):
         audit_run(audited / "trace")
     for file in audited.glob("audit-rank*.jsonl"):
         file.rename(audited / "trace" / file.name)

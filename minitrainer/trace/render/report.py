@@ -20,8 +20,18 @@ from minitrainer.trace.render.words import counted
 if TYPE_CHECKING:
     from minitrainer.trace.compare import Comparison, Divergence
 
-SHARED_FROM = {"event": 3, "callback": 3, "log": 3, "call": 2, "argument": 2, "state": 2, "gather": 2, "file": 2}
-"""Kind to how many findings of one change share a row. What is not here never does."""
+SHARED_FROM = {
+    "event": 3,
+    "callback": 3,
+    "log": 3,
+    "call": 2,
+    "argument": 2,
+    "state": 2,
+    "gather": 2,
+    "file": 2,
+    "flag": 3,
+}
+"""Kind to how many findings of one change share a row. Numbers do where they follow from the same."""
 
 NAMED_IN_A_ROW = 12
 
@@ -37,7 +47,8 @@ def verdict(comparison: Comparison) -> str:
         return f"equal: nothing differs between A ({a}) and B ({b}) in {places} of the run{left_out}"
     kinds = [kind for kind in KINDS if any(finding.kind == kind for finding in comparison.findings)]
     found = counted(len(comparison.findings), "finding")
-    return f"different: {found} between A ({a}) and B ({b}): {', '.join(kinds)}{left_out}"
+    said = "".join(f"{headline}; " for headline in comparison.headlines)
+    return f"different: {said}{found} between A ({a}) and B ({b}): {', '.join(kinds)}{left_out}"
 
 
 def sentence(finding: Finding) -> str:
@@ -55,7 +66,10 @@ def sentence(finding: Finding) -> str:
         before = f"; in A it stands {finding.place}" if finding.place else ""
         said = f"{what}{value} is gone{before}"
     elif finding.change == "moved":
-        said = f"{what} moved: in A {_where(finding.value_a)}, in B {_where(finding.value_b)}"
+        where_a, where_b = _where(finding.value_a), _where(finding.value_b)
+        said = f"{what} moved: in A {where_a}, in B {where_b}"
+        if where_a == where_b:
+            said = f"{what} comes at other steps, {where_a}"
     elif finding.change == "renamed":
         return what
     else:
@@ -93,35 +107,73 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def rows_of(comparison: Comparison) -> Iterator[tuple[str, list[tuple[str, list[Finding]]]]]:
-    """Kind to the rows of the report: each a sentence and the findings it stands for."""
+MOST_ROWS = 20
+
+
+def rows_of(comparison: Comparison) -> list[tuple[str, list[tuple[str, list[Finding]]]]]:
+    """Kind to the rows of the report: each a sentence and the findings it stands for.
+
+    Where there would be more than `MOST_ROWS`, two findings of a kind and change are enough to share a row.
+    """
+    kinds = list(_rows_of(comparison, SHARED_FROM))
+    if sum(len(rows) for _, rows in kinds) > MOST_ROWS:
+        kinds = list(_rows_of(comparison, dict.fromkeys(_PLURALS, 2)))
+    return kinds
+
+
+def _rows_of(
+    comparison: Comparison, shared_from: dict[str, int]
+) -> Iterator[tuple[str, list[tuple[str, list[Finding]]]]]:
     for kind in KINDS:
         mine = [finding for finding in comparison.findings if finding.kind == kind]
-        rows: list[tuple[str, list[Finding]]] = []
-        done: set[str] = set()
+        groups: dict[str, list[Finding]] = {}
         for finding in mine:
-            alike = [other for other in mine if _group(other) == _group(finding)]
-            if len(alike) >= SHARED_FROM.get(kind, len(mine) + 1):
-                if _group(finding) not in done:
-                    done.add(_group(finding))
-                    rows.append((_shared(alike), alike))
+            groups.setdefault(_group(finding), []).append(finding)
+        rows: list[tuple[str, list[Finding]]] = []
+        for alike in groups.values():
+            if len(alike) >= (2 if alike[0].follows else shared_from.get(kind, len(mine) + 1)):
+                rows.append((_shared(alike), alike))
             else:
-                rows.append((sentence(finding), [finding]))
+                rows += [(sentence(finding), [finding]) for finding in alike]
         if rows:
             yield kind, rows
 
 
 def _group(finding: Finding) -> str:
     """What findings must have in common to share a row."""
-    own = finding.subject.rpartition(" (")[2] if finding.subject.endswith(")") else ""
-    return f"{finding.change} {own}"
+    own = finding.subject.rpartition(" (")[2] if finding.subject.endswith(")") and not finding.follows else ""
+    # A number with a note (a factor that is recognised) is a result of its own.
+    apart = finding.subject if finding.kind == "number" and finding.note else ""
+    return f"{finding.change} {own} {finding.follows} {apart}"
+
+
+_PLURALS = {
+    "event": "events",
+    "callback": "callbacks",
+    "flag": "changes of flags",
+    "number": "numbers",
+    "log": "log entries",
+    "sample": "things about samples",
+    "file": "files",
+    "argument": "arguments",
+    "state": "state fields",
+    "call": "calls",
+    "gather": "exchanges",
+    "error": "exceptions",
+    "rng": "random states",
+    "run": "things about the run",
+    "note": "notes",
+}
 
 
 def _shared(findings: list[Finding]) -> str:
     kind, change = findings[0].kind, findings[0].change
     said = {"added": "new in B", "removed": "gone in B", "moved": "moved", "changed": "changed"}[change]
-    what = {"event": "events", "call": "calls", "argument": "arguments", "state": "state fields", "callback": "callbacks",
-            "gather": "exchanges", "file": "files", "log": "log entries"}[kind]  # fmt: skip
+    what = _PLURALS[kind]
+    if findings[0].follows:
+        return f"{len(findings)} numbers differ, as {findings[0].follows} alone would make them: " + ", ".join(
+            _named(finding, "") for finding in findings
+        )
     own = findings[0].subject.rpartition(" (")[2][:-1] if findings[0].subject.endswith(")") else ""
     names = [_named(finding, own) for finding in findings]
     shown = ", ".join(names[:NAMED_IN_A_ROW])
@@ -167,16 +219,51 @@ def lines(comparison: Comparison, show_rows: bool = False) -> Iterator[tuple[str
             yield f"  {printable(said, 4000)}", ""
             if show_rows:
                 for finding in findings:
-                    yield f"      A {printable(finding.row_a or '-', 4000)}", "dim"
-                    yield f"      B {printable(finding.row_b or '-', 4000)}", "dim"
+                    for side, row in (("A", finding.row_a), ("B", finding.row_b)):
+                        yield f"      {side} {shown(row, 4000) if row else '(has no such row)'}", "dim"
 
 
 def _divergence_lines(first: Divergence) -> Iterator[tuple[str, str]]:
     yield f"first divergence: rank {first.rank}, after {counted(first.step, 'step')}", "head"
-    for side, before, row in (("A", first.before_a, first.row_a), ("B", first.before_b, first.row_b)):
+    row_a, row_b = what_differs(first.row_a, first.row_b)
+    for side, before, row in (("A", first.before_a, row_a), ("B", first.before_b, row_b)):
         for line in before:
-            yield f"  {side}   {printable(line, 400)}", "dim"
-        yield f"  {side} > {printable(row, 400) if row is not None else '(has no such row)'}", ""
+            yield f"  {side}   {shown(line)}", "dim"
+        yield f"  {side} > {shown(row) if row is not None else '(has no such row)'}", ""
+
+
+def shown(row: str, most: int = 400) -> str:
+    """A row as it is shown: with room after commas, so that a line can be broken there."""
+    try:
+        row = json.dumps(json.loads(row), ensure_ascii=False)
+    except ValueError:
+        pass
+    return printable(row, most)
+
+
+ALWAYS_SHOWN = ("kind", "event", "method", "callback", "flag", "field", "step", "path", "key")
+
+
+def what_differs(row_a: str | None, row_b: str | None) -> tuple[str | None, str | None]:
+    """Of two long rows of one kind, the fields that differ and those that say what the row is about."""
+    if row_a is None or row_b is None:
+        return row_a, row_b
+    left, right = json.loads(row_a), json.loads(row_b)
+    if not isinstance(left, dict) or not isinstance(right, dict) or left.get("kind") != right.get("kind"):
+        return row_a, row_b
+    parts: list[dict[str, Any]] = []
+    for mine, other in ((left, right), (right, left)):
+        part: dict[str, Any] = {}
+        for name, value in mine.items():
+            if name in ALWAYS_SHOWN:
+                part[name] = value
+            elif value != other.get(name):
+                against = other.get(name)
+                if isinstance(value, dict) and isinstance(against, dict):
+                    value = {key: one for key, one in value.items() if one != against.get(key, ...)}
+                part[name] = value
+        parts.append(part)
+    return json.dumps(parts[0]), json.dumps(parts[1])
 
 
 def print_to_terminal(comparison: Comparison, show_rows: bool = False) -> None:
@@ -260,8 +347,7 @@ def markdown(comparison: Comparison) -> str:
 
 def _sides(finding: Finding) -> list[tuple[str, str | None]]:
     return [
-        (side, None if row is None else printable(row, 600))
-        for side, row in (("A", finding.row_a), ("B", finding.row_b))
+        (side, None if row is None else shown(row, 600)) for side, row in (("A", finding.row_a), ("B", finding.row_b))
     ]
 
 
