@@ -6,6 +6,7 @@ A count of zero fails as an error does: a check that finds nothing to check has 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -118,12 +119,12 @@ def _blocks(page: Page, found: Findings) -> None:
         if block.kind in ("code", "excerpt"):
             for line in block.lines:
                 what = "code places" if block.kind == "code" else "quoted places"
-                found.guard(what, lambda line=line: _bound(page, block, line))  # type: ignore[misc]
+                found.guard(what, functools.partial(_bound, page, block, line))
             if not block.lines:
                 found.wrong.append(f"{where}: this {block.kind} block names no code")
         elif block.kind in ("trace", "loss", "picture"):
             what = {"trace": "traces", "loss": "derivations", "picture": "pictures"}[block.kind]
-            found.guard(what, lambda: _rendered(page, block))  # noqa: B023  called at once
+            found.guard(what, functools.partial(_rendered, page, block))
         elif block.kind == "output" and (previous is None or previous.kind != "python"):
             found.wrong.append(f"{where}: an output block follows the python block that printed it")
         previous = block
@@ -161,7 +162,7 @@ def _rendered(page: Page, block: Block) -> None:
 def _statements(page: Page, found: Findings) -> None:
     for block in page.blocks:
         if block.kind == "claim":
-            found.guard("claims", lambda: _claim(page, block))  # noqa: B023
+            found.guard("claims", functools.partial(_claim, page, block))
     stated, wrong = statements.questions(page)
     found.counts["questions"] += len(stated)
     found.wrong += wrong

@@ -93,7 +93,7 @@ def stale() -> list[str]:
 
 
 def _page(title: str, description: str, source: str, lines: list[str]) -> str:
-    head = ["---", f"description: {description}", "---", "", NOTE.format(source=source), "", f"# {title}", ""]
+    head = ["---", f"description: {description}", "---", "", f"# {title}", "", NOTE.format(source=source), ""]
     return "\n".join([*head, *lines]).rstrip() + "\n"
 
 
@@ -184,8 +184,8 @@ def _claims(pages: list[Page]) -> str:
 def _questions(pages: list[Page]) -> str:
     found = sorted((one for page in pages for one in statements.questions(page)[0]), key=lambda one: one.number)
     head = ["---", "description: What users ask about the Trainer, with the answer for 4.31.0 and for today.",
-            "search:", "  exclude: true", "---", "", NOTE.format(source="the headings of all chapters"), "",
-            "# Index of questions", ""]  # fmt: skip
+            "search:", "  exclude: true", "---", "", "# Index of questions", "",
+            NOTE.format(source="the headings of all chapters"), ""]  # fmt: skip
     lines = [
         "Real questions from issues, forums and other pages, the most asked first. Each answer says what 4.31.0 does "
         "and what the newest release does, with the run that shows it.",
@@ -310,8 +310,8 @@ def _differences() -> str:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             first = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
             lines.append(f"| `{node.name}` | {_cell(first)} |")
-    return _page("Differences from upstream", "What minitrainer leaves out of 4.31.0, what it keeps, and where versions differ.",
-                 "docstrings in minitrainer/", lines)  # fmt: skip
+    description = "What minitrainer leaves out of 4.31.0, what it keeps, and where versions differ."
+    return _page("Differences from upstream", description, "docstrings in minitrainer/", lines)
 
 
 API = (
@@ -373,8 +373,8 @@ def _traces() -> str:
         lines.append(
             f"| [{folder.name}](trace-{folder.name}.md) | {_what(folder.name)} | {run.world_size} | {rows:,} |"
         )
-    lines += ["", "## The same runs on later versions", "",
-              "What an observer of the Trainer sees change from one milestone to the next, in all of these runs:", ""]  # fmt: skip
+    lines += ["", "## The same runs on later versions", ""]
+    lines += ["What an observer of the Trainer sees change from one milestone to the next, in all of these runs:", ""]
     for report in atlas_reports():
         title = report.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         lines.append(f"- [{title}](atlas-{report.stem}.md)")

@@ -145,8 +145,10 @@ def _flag_life(path: str, step: int | None, root: Path) -> Drawing:
             name = record.event  # type: ignore[attr-defined]
             by_step.setdefault(now, []).append(_Moment(name, depth=depth))
             for flag in record.lowered:  # type: ignore[attr-defined]
-                handler = "the handler, before it calls any callback"
-                by_step[now].append(_Moment(f"{flag} lowered", flag, False, handler, depth + 1))
+                before = [one for one in by_step[now] if one.flag == flag]
+                if before and before[-1].is_up:  # else a row before the event has told it already
+                    handler = "the handler, before it calls any callback"
+                    by_step[now].append(_Moment(f"{flag} lowered", flag, False, handler, depth + 1))
             depth += 1
         elif kind is events.EventEnd:
             depth -= 1
@@ -154,10 +156,7 @@ def _flag_life(path: str, step: int | None, root: Path) -> Drawing:
             verb = "raised" if record.new else "lowered"  # type: ignore[attr-defined]
             flag = record.flag  # type: ignore[attr-defined]
             moment = _Moment(f"{flag} {verb}", flag, bool(record.new), words.printable(record.by), depth)  # type: ignore[attr-defined]
-            known = by_step.setdefault(now, [])
-            same = [one for one in known[-3:] if one.flag == flag and one.is_up == moment.is_up]
-            if not same:  # the handler's lowering stands in its event's row already
-                known.append(moment)
+            by_step.setdefault(now, []).append(moment)
     raised = {n: {one.flag for one in moments if one.flag and one.is_up} for n, moments in by_step.items()}
     chosen = step if step is not None else max(raised, key=lambda n: (len(raised[n]), -n))
     moments = by_step.get(chosen, [])
@@ -305,25 +304,24 @@ def _loss(path: str, step: int | None, root: Path) -> Drawing:
     run = recorded(path, root)
     found: dict[int, dict[int, events.Loss]] = {}
     for joined in joined_losses(run):
-        record = {rank: one.record for rank, one in joined.items() if isinstance(one.record, events.Loss)}
-        if record:
-            found[next(iter(record.values())).step] = record  # type: ignore[assignment]
+        logged = {rank: one.record for rank, one in joined.items() if isinstance(one.record, events.Loss)}
+        if logged:
+            found[next(iter(logged.values())).step] = logged
     if not found:
         raise BookError(f"{path}: no training loss was logged")
-    chosen = (
-        step if step is not None else max(found, key=lambda n: (min(len(next(iter(found[n].values())).micro), 4), -n))
-    )
+    # The first log with more micro-batches than most shows more of the way.
+    most = {n: min(len(next(iter(logged.values())).micro), MOST_BOXES) for n, logged in found.items()}
+    chosen = step if step is not None else max(found, key=lambda n: (most[n], -n))
     if chosen not in found:
-        raise BookError(
-            f"{path}: no training loss was logged at step {chosen}; there are logs at {', '.join(map(str, found))}"
-        )
+        there = ", ".join(map(str, found))
+        raise BookError(f"{path}: no training loss was logged at step {chosen}; there are logs at {there}")
     ranks = found[chosen]
     one = next(iter(ranks.values()))
     drawing = Drawing(f"The loss logged at step {chosen}, from the samples to the log line", "")
     said: list[str] = []
-    box, gap = 92.0, 8.0
-    most = max(min(len(record.micro), MOST_BOXES) for record in ranks.values())
-    column = max(most * (box + gap), 180.0)
+    box, gap = 116.0, 8.0
+    widest = max(min(len(record.micro), MOST_BOXES) for record in ranks.values())
+    column = max(widest * (box + gap), 180.0)
     centers = []
     bottom = 0.0
     for n, (rank, record) in enumerate(ranks.items()):

@@ -119,7 +119,8 @@ def slug(path: str) -> str:
 class _Rows(TreeBuilder):
     """A tree in which nothing is folded away, with derivations that know all ranks."""
 
-    def __init__(self, run: Run, rank: int, only: Sequence[str], steps: tuple[int, int] | None):
+    def __init__(self, run: Run, rank: int, only: Sequence[str], steps: tuple[int, int] | None, within: str = ""):
+        self.within = within
         super().__init__(only, steps, rank, run.world_size)
         self.numbers: dict[int, int] = {}  # id of a record -> its row; the records live as long as this object
         self.records: list[events.Record] = []
@@ -129,6 +130,11 @@ class _Rows(TreeBuilder):
         self.records.append(record)
         self.numbers[id(record)] = row
         self.add(record)
+
+    def _open(self, kind: str, record: Any, signature: Any, at: int | None = None, number: int = 0) -> None:
+        super()._open(kind, record, signature, at, number)
+        if self.within in _names_of(record):
+            self.stack[-1].is_wanted = True  # whatever else is shown, what is asked for stays
 
     def _fold(self, parent: Node, node: Node, signature: int) -> bool:
         return False
@@ -144,8 +150,17 @@ class _Rows(TreeBuilder):
             children[-1].derivation = known or children[-1].derivation
 
 
-def _derived(run: Run, rank: int) -> list[tuple[events.Record, lossmath.Derivation]]:
-    found = []
+def _names_of(record: Any) -> tuple[str, ...]:
+    """How a request may name what a record opens: a method with or without its class, an event, a callback."""
+    if isinstance(record, events.Call):
+        return record.method, f"{record.cls}.{record.method}"
+    if isinstance(record, events.Event):
+        return (record.event,)
+    return (record.callback,) if isinstance(record, events.Callback) else ()
+
+
+def _derived(run: Run, rank: int) -> list[tuple[Any, lossmath.Derivation]]:
+    found: list[tuple[Any, lossmath.Derivation]] = []
     for joined, derived in derivations_of_logs(run):
         if rank in joined:
             found.append((joined[rank].record, derived[rank]))
@@ -166,6 +181,7 @@ class Row:
         folds: for a group of alike neighbours, what its summary says; it has no record.
         signature: equal for neighbours of one shape.
         is_open: whether it is shown unfolded.
+        opens: names by which a request may ask for it.
     """
 
     line: Line
@@ -177,6 +193,7 @@ class Row:
     folds: bool = False
     signature: Any = None
     is_open: bool = True
+    opens: tuple[str, ...] = ()
     step: int = 0
 
     def size(self) -> int:
@@ -192,9 +209,10 @@ def rows_of(asked: Request, rank: int, root: Path = ROOT) -> list[Row]:
     run = recorded(asked.path, root)
     if rank not in run.readings:
         raise BookError(f"{asked.path} holds no rank {rank}; it holds {', '.join(map(str, run.readings))}")
-    builder = _Rows(run, rank, asked.only, asked.steps)
+    builder = _Rows(run, rank, asked.only, asked.steps, asked.within)
     for number, record in enumerate(run.readings[rank], start=1):
-        builder.take(record, number)
+        if not (asked.only and isinstance(record, (events.TrainerBegin, events.Focus))):
+            builder.take(record, number)
     made = _Maker(builder.numbers, explain="loss" in asked.only or not asked.only)
     rows = made.children(builder.finish().children)
     if asked.within:
@@ -211,7 +229,7 @@ def rows_of(asked: Request, rank: int, root: Path = ROOT) -> list[Row]:
 
 def _within(rows: Sequence[Row], name: str) -> Iterator[Row]:
     for row in rows:
-        if row.kind in ("call", "event", "callback") and name in {text.strip() for text, _ in row.line}:
+        if name in row.opens:
             yield row
         yield from _within(row.below, name)
 
@@ -240,9 +258,9 @@ class _Maker:
         number = self.numbers.get(id(child), 0)
         kind = type(child).__name__.lower()
         if isinstance(child, events.TrainerBegin):
-            lines = words.trainer_lines(child)
-            row = Row([(lines[0], "head")], number, str(number), "trainer", signature=("trainer",))
-            row.below = [Row([(text, "dim")], 0, "", "link") for text in lines[1:]]
+            said = words.trainer_lines(child)
+            row = Row([(said[0], "head")], number, str(number), "trainer", signature=("trainer",))
+            row.below = [Row([(text, "dim")], 0, "", "link") for text in said[1:]]
             return row
         key = str(number) if number else ""
         return Row(words.describe(child), number, key, kind, signature=words.text_of(words.describe(child)))
@@ -269,7 +287,7 @@ class _Maker:
             row = Row(line, 0, key if seen == 1 else f"{key}-{seen}", node.kind, step=node.number)
         else:
             number = self.numbers[id(node.record)]
-            row = Row(words.describe(node.record), number, str(number), node.kind)
+            row = Row(words.describe(node.record), number, str(number), node.kind, opens=_names_of(node.record))
         if node.is_open:
             row.line = [*row.line, ("  … the trace stops in here", "bad")]
         row.signature = node.signature
@@ -432,8 +450,8 @@ def _item(row: Row, prefix: str, ids: Ids) -> str:
     if not row.below:
         return f'<li{identity}{kind}{data}>{number}<div class="line">{text}</div></li>'
     opened = " open" if row.is_open else ""
-    inner = _list(row.below, prefix, ids)
-    return f'<li{identity}{kind}{data}>{number}<details{opened}><summary class="line">{text}</summary>{inner}</details></li>'
+    folded = f'<details{opened}><summary class="line">{text}</summary>{_list(row.below, prefix, ids)}</details>'
+    return f"<li{identity}{kind}{data}>{number}{folded}</li>"
 
 
 def _pieces(line: Line) -> str:
@@ -455,7 +473,8 @@ def _with_flags(text: str) -> str:
 def flag_html(flag: str, shape: str = "") -> str:
     """A flag's name with its shape and colour."""
     shape = shape or FLAG_SHAPES[flag]
-    return f'<span class="flag f-{flag.removeprefix("should_").replace("_", "-")}"><i aria-hidden="true">{shape}</i>{flag}</span>'
+    style = "f-" + flag.removeprefix("should_").replace("_", "-")
+    return f'<span class="flag {style}"><i aria-hidden="true">{shape}</i>{flag}</span>'
 
 
 # -- ranks beside each other -------------------------------------------------------------------------------
@@ -490,7 +509,8 @@ def _side_by_side(asked: Request, run: Run, ids: Ids, root: Path) -> str:
             made.append(f'<td class="n"{identity}>{number}</td><td class="line d{min(depth, 9)}">{text}</td>')
         body.append(f"<tr{' class=differs' if differs else ''}>{''.join(made)}</tr>")
     table = (
-        f'<div class="side" tabindex="0" role="group" aria-label="ranks side by side"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="side" tabindex="0" role="group" aria-label="ranks side by side">'
+        f'<table class="ranks"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
     return _figure(asked, run, f"{len(ranks)} ranks side by side", None, table, ids)
@@ -560,7 +580,9 @@ def loss_html(path: str, step: int | None, rank: int | None = None, ids: Ids | N
 
 
 def _explanation(lines: Sequence[str], path: str, step: int, ids: Ids) -> str:
-    title, sentences, rest = lines[0], [], []
+    title = lines[0]
+    sentences: list[str] = []
+    rest: list[str] = []
     for line in lines[1:]:
         number, dot, text = line.strip().partition(". ")
         if dot and number.isdigit() and not rest:
