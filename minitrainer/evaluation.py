@@ -282,11 +282,10 @@ class EvaluationMixin(Attributes):
     ) -> EvalLoopOutput:
         """Run the model over one dataloader: the older twin of `evaluation_loop`, deprecated.
 
-        It is used where `args.use_legacy_prediction_loop` is True, which no argument of the command line sets. Unlike
-        its successor it needs a dataloader with a length, counts `eval_accumulation_steps` as batches, and gathers
-        only then. **Beware:** `preprocess_logits_for_metrics` is not called. And dataloaders that accelerate has
-        prepared name no batch size, so `evaluate` through this loop fails at its first loss, as in 4.31.0; a plain
-        dataloader works.
+        It is used where `args.use_legacy_prediction_loop` is True, by default False. Unlike its successor it needs a
+        dataloader with a length, counts `eval_accumulation_steps` as batches, and gathers only then. **Beware:**
+        `preprocess_logits_for_metrics` is not called. And dataloaders that accelerate has prepared name no batch
+        size, so `evaluate` through this loop fails at its first loss, as in 4.31.0; a plain dataloader works.
 
         Args:
             dataloader: with a length.
