@@ -34,7 +34,11 @@ $(VENV)/ready: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/ready-test: $(VENV)/ready
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,search,reports]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,docs,browser,search,reports]'
+	@touch $@
+
+$(VENV)/ready-docs: $(VENV)/ready
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 # ---- checks -------------------------------------------------------------------
@@ -44,6 +48,14 @@ lint: $(VENV)/ready-test ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.PHONY: book
+book: $(VENV)/ready-docs ## check the chapters: code, traces, claims, questions, names; run their blocks and compare
+	$(BIN)/python -m minitrainer.book check $(PAGES)
+
+.PHONY: site
+site: $(VENV)/ready-docs ## build the docs site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .PHONY: wheel
 wheel: $(VENV)/ready-test ## build the wheel, install it into an empty environment, run run_glue there

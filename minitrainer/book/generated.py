@@ -252,19 +252,28 @@ def _notes(title: str) -> Iterator[tuple[str, str, str]]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for name, node in _documented(tree, ""):
             docstring = ast.get_docstring(node) or ""
+            if title == "Leaves out":
+                text = _section(docstring, title)
+                if text:
+                    yield file, name, text
+                continue
             for paragraph in re.split(r"\n[ \t]*\n", docstring):
                 flat = " ".join(paragraph.split())
-                if title == "Leaves out":
-                    match = re.search(
-                        r"(?:^|\n)[ \t]*Leaves out:[ \t]*((?:.|\n[ \t]+)+?)(?=\n[ \t]{0,4}\S|\Z)", paragraph
-                    )
-                    if match:
-                        text = re.split(
-                            r"\s(?=(?:Source|Writes|Events|Raises|Returns|Args):)", " ".join(match[1].split())
-                        )
-                        yield file, name, text[0]
-                elif "**Beware" in flat:
+                if "**Beware" in flat:
                     yield file, name, flat[flat.index("**Beware") :]
+
+
+def _section(docstring: str, title: str) -> str:
+    """What a docstring says after `title:`, up to the next section or blank line."""
+    said: list[str] = []
+    for line in docstring.splitlines():
+        if line.strip().startswith(f"{title}:"):
+            said.append(line.strip().removeprefix(f"{title}:"))
+        elif said and (not line.strip() or re.match(r"\s*[A-Z][\w ]*:(?:\s|$)", line)):
+            break
+        elif said:
+            said.append(line)
+    return " ".join(" ".join(said).split())
 
 
 def _documented(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef]]:
