@@ -25,7 +25,7 @@ REFERENCE = "4.31.0"
 
 # -- the picture ---
 
-WIDTH, PANEL_HEIGHT, LEFT, RIGHT, TOP, GAP = 720, 220, 56, 168, 28, 56
+WIDTH, PANEL_HEIGHT, LEFT, RIGHT, TOP, GAP = 720.0, 220.0, 56.0, 168.0, 28.0, 56.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def _panel(panel: Panel, top: float) -> str:
             f'<line x1="{LEFT}" x2="{right}" y1="{y(tick)}" y2="{y(tick)}" stroke="currentColor" opacity="0.2"/>'
             f'<text x="{LEFT - 8}" y="{y(tick) + 4}" text-anchor="end">{tick:.1f}</text>'
         )
-    for epoch in range(int(last_epoch) + 1):
-        parts.append(f'<text x="{x(epoch)}" y="{top + PANEL_HEIGHT + 18}" text-anchor="middle">epoch {epoch}</text>')
+    for whole in range(int(last_epoch) + 1):
+        parts.append(f'<text x="{x(whole)}" y="{top + PANEL_HEIGHT + 18}" text-anchor="middle">epoch {whole}</text>')
     names = _apart([y(line.points[-1][1]) + 4 for line in panel.lines])
     for line, name_y in zip(panel.lines, names, strict=True):
         places = [(x(epoch), y(value)) for epoch, value in line.points]
