@@ -70,7 +70,9 @@ def main(what: str, options_before: list[str], words: list[str]) -> int:
     ]
     began = time.perf_counter()
     with _progress(options, out):
-        status = _start(command, place, options.nproc, options.trust_checkpoints or _resumes_its_own(what))
+        status = _start(
+            command, place, _processes(what, options.nproc), options.trust_checkpoints or _resumes_its_own(what)
+        )
     if status == 0 or any(out.glob("rank*.rows")):
         _report(out, options, time.perf_counter() - began)
     if status not in (0, 2) and os.environ.get("RANK", "0") == "0":
@@ -109,9 +111,9 @@ def _parser(what: str, is_scenario: bool) -> argparse.ArgumentParser:
     where.add_argument(
         "--nproc",
         type=_count,
-        default=ranks,
         metavar="N",
-        help=f"number of processes (ranks), started by torchrun. Default: {ranks}",
+        help=f"number of processes (ranks), started by torchrun. Default: {ranks}; under torchrun or accelerate launch "
+        "as many as they have started",
     )
     where.add_argument(
         "--trust-checkpoints",
@@ -221,11 +223,17 @@ def _made(folder: Path) -> Path:
 # -- starting --------------------------------------------------------------------
 
 
+def _processes(what: str, asked: int | None) -> int:
+    """How many processes to start."""
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # A launcher (torchrun, accelerate) around us has set the ranks up; more of them inside each would be a mistake.
+    if launched and asked is not None and asked > 1:
+        raise UsageError("--nproc can't be used under a launcher, which has set the number of processes already")
+    return asked or (1 if launched else scenarios.RANKS.get(what, 1))
+
+
 def _start(command: list[str], place: Place, nproc: int, trusts_checkpoints: bool) -> int:
     """Run the worker with `command` and return its exit status."""
-    # A launcher (torchrun, accelerate) around us has set the ranks up; more of them inside each would be a mistake.
-    if nproc > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("--nproc can't be used under a launcher, which has set the number of processes already")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models on few cores: threads would only wait
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if nproc == 1 and place.version is None:
