@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from .parts.checkpoints import LEFT_AS_IT_IS, load_json
 from .parts.choices import IntervalStrategy
 from .parts.inspection import has_length
 from .parts.logs import get_logger
@@ -105,18 +106,11 @@ class TrainerState:
             TypeError: if the file has a key that this version does not know.
             ValueError: if the file is damaged.
         """
-        remedy = "The file is left as it is: resume from another checkpoint."
+        entries = load_json(json_path)
         try:
-            with open(json_path, encoding="utf-8") as file:
-                return cls(**json.load(file))
-        except json.JSONDecodeError as error:
-            raise json.JSONDecodeError(
-                f"{json_path} is damaged ({error.msg}). {remedy}", error.doc, error.pos
-            ) from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{json_path} is damaged ({error}). {remedy}") from error
+            return cls(**entries)
         except TypeError as error:
-            raise TypeError(f"{json_path} is no state of a Trainer ({error}). {remedy}") from error
+            raise TypeError(f"{json_path} is no state of a Trainer ({error}). {LEFT_AS_IT_IS}") from error
 
 
 @dataclass

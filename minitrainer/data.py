@@ -48,7 +48,7 @@ class DataMixin(Attributes):
         Source: trainer.py 823-854
         """
         if self.train_dataset is None:
-            raise ValueError("Trainer: training requires a train_dataset.")
+            raise ValueError("no training data: pass train_dataset to Trainer, or override get_train_dataloader")
         return self._build_dataloader(
             self.train_dataset,
             "training",
@@ -78,7 +78,7 @@ class DataMixin(Attributes):
         if eval_dataset is None:
             eval_dataset = self.eval_dataset
         if eval_dataset is None:
-            raise ValueError("Trainer: evaluation requires an eval_dataset.")
+            raise ValueError("no data to evaluate on: pass eval_dataset to Trainer, or to evaluate")
         return self._build_dataloader(
             eval_dataset, "evaluation", batch_size=self.args.eval_batch_size, get_sampler=self._get_eval_sampler
         )

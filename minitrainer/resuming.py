@@ -5,7 +5,8 @@ the weights of the best checkpoint.
 
 One thing differs from 4.31.0 on purpose. Its `torch.load` runs whatever a file's pickle says. Here only tensors, plain
 containers and numbers are read, and for the random states numpy's arrays; anything else is refused before it runs,
-with the file's name and the remedy. The files themselves stay as they are.
+with the file's name and the remedy. The files themselves stay as they are. That takes torch 2.6: an older one cannot
+admit numpy's arrays alone, so there a run that left random states behind is not resumed, and the error says why.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from transformers import PretrainedConfig
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -33,7 +33,7 @@ from transformers.utils import (
 
 from . import compat
 from .attributes import Attributes
-from .parts.checkpoints import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, reissue_pt_warnings
+from .parts.checkpoints import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, load_json, reissue_pt_warnings
 from .parts.choices import ParallelMode
 from .parts.logs import get_logger
 from .parts.reading import NUMPY_STATE_TYPES, load_safetensors, load_tensors
@@ -208,10 +208,18 @@ class ResumingMixin(Attributes):
         Args:
             load_result: has `missing_keys` and `unexpected_keys`.
 
+        Raises:
+            AttributeError: if weights are missing and the model is no PreTrainedModel.
+
         Source: trainer.py 2179-2190
         """
         missing, unexpected = load_result.missing_keys, load_result.unexpected_keys
         if len(missing) != 0:
+            if not hasattr(self.model, "_keys_to_ignore_on_save"):
+                raise AttributeError(
+                    f"'{type(self.model).__name__}' object has no attribute '_keys_to_ignore_on_save', so nothing excuses"
+                    f" what the checkpoint lacks: {missing}. Is it another model's?"
+                )
             never_saved = self.model._keys_to_ignore_on_save
             if never_saved is not None and set(missing) == set(never_saved):
                 self.model.tie_weights()
@@ -366,7 +374,7 @@ def _warn_about_other_version(folder: str) -> None:
     config_file = os.path.join(folder, CONFIG_NAME)
     if not os.path.isfile(config_file):
         return
-    saved_with = PretrainedConfig.from_json_file(config_file).transformers_version
+    saved_with = load_json(config_file).get("transformers_version")
     if saved_with is not None and saved_with != transformers.__version__:
         logger.warning(
             f"This checkpoint was written with transformers {saved_with}, and this is {transformers.__version__}: "

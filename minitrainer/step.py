@@ -44,6 +44,7 @@ class StepMixin(Attributes):
 
         Raises:
             RuntimeError: if the loss is not a single number.
+            TypeError: if there is none.
 
         Source: trainer.py 2628-2667
         """
@@ -62,12 +63,7 @@ class StepMixin(Attributes):
             loss = self.compute_loss(model, inputs)
         if self.args.n_gpu > 1:
             loss = loss.mean()  # DataParallel gives one loss a device; they lie on the first one by now
-        if loss.numel() != 1:
-            raise RuntimeError(
-                "grad can be implicitly created only for scalar outputs, but the loss of the `model` has shape"
-                f" {tuple(loss.shape)}. If the model returns a tuple, its first element must be the loss; models"
-                " return one only if the batch has labels (here: " + ", ".join(inputs) + ")."
-            )
+        _check_loss(loss, inputs)
 
         # -- backward --------------------------------------------------------------------------------
         if self.do_grad_scaling:
@@ -213,6 +209,20 @@ class StepMixin(Attributes):
                 f" {','.join(inputs.keys())}: are the labels among them, under a name that its forward takes?"
             )
         return (loss, outputs) if return_outputs else loss
+
+
+def _check_loss(loss: Any, inputs: Any) -> None:
+    """Refuse what has no gradient to give, here rather than in the backward pass, where the model is out of sight."""
+    advice = f" Models return a loss only if the batch has labels (here: {', '.join(inputs)})."
+    if loss is None:
+        raise TypeError(
+            "unsupported operand type(s) for /: 'NoneType' and 'int': the loss of the `model` is None." + advice
+        )
+    if loss.numel() != 1:
+        raise RuntimeError(
+            "grad can be implicitly created only for scalar outputs, but the loss of the `model` has shape"
+            f" {tuple(loss.shape)}. If the model returns a tuple, its first element must be the loss.{advice}"
+        )
 
 
 # Read next: cadence.py

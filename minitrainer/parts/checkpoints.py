@@ -1,9 +1,11 @@
-"""Names and order of checkpoint folders: `checkpoint-<step>` below the output folder."""
+"""Names and order of checkpoint folders, `checkpoint-<step>` below the output folder; and their JSON files."""
 
+import json
 import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 # The files beside the weights. They are upstream's names, so either side can resume the other's checkpoints.
 TRAINING_ARGS_NAME = "training_args.bin"
@@ -13,6 +15,7 @@ SCHEDULER_NAME = "scheduler.pt"
 SCALER_NAME = "scaler.pt"
 
 PREFIX_CHECKPOINT_DIR = "checkpoint"
+LEFT_AS_IT_IS = "The file is left as it is: resume from another checkpoint."
 _CHECKPOINT_FOLDER = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
 
@@ -40,6 +43,25 @@ def get_last_checkpoint(folder: str) -> str | None:
         if match and int(match[1]) > last_step and Path(path).is_dir():
             last_path, last_step = path, int(match[1])
     return last_path
+
+
+def load_json(path: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: if the file is damaged; of the kind that Python raises, with the file's name and the remedy.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        message = f"{path} is damaged ({error.msg}). {LEFT_AS_IT_IS}"
+        raise json.JSONDecodeError(message, error.doc, error.pos) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}). {LEFT_AS_IT_IS}") from error
 
 
 def reissue_pt_warnings(caught_warnings: list[warnings.WarningMessage]) -> None:

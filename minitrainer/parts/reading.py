@@ -6,6 +6,7 @@ containers and numbers, and whatever the caller admits; all else is refused befo
 
 import contextlib
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,9 @@ def _refusal(path: str, reason: str) -> str:
 
 def _reason(error: Exception) -> str:
     text = str(error)
-    refused = text.partition("Unsupported global: GLOBAL ")[2] or text.partition("Unsupported class ")[2]
+    refused = re.search(r"(?:unsupported global:? (?:global )?|unsupported class )([\w.]+)", text, re.IGNORECASE)
     if refused:
-        return f"it names {refused.split()[0].rstrip('.,')}, which is neither tensor, container nor number"
+        return f"it names {refused[1].rstrip('.')}, which is neither tensor, container nor number"
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no further reason'}".rstrip(".")
 
 

@@ -58,7 +58,7 @@ def test_no_model() -> None:
 
 
 def test_no_train_dataset(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="training requires a train_dataset"):
+    with pytest.raises(ValueError, match="pass train_dataset to Trainer"):
         build(tmp_path).train()
 
 
@@ -75,6 +75,26 @@ def test_no_labels(tmp_path: Path) -> None:
 def test_a_tuple_without_a_loss(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"scalar outputs.*shape \(4,\).*first element must be the loss"):
         build(tmp_path, Small(returns_tuple=True), samples(8, "x")).train()
+
+
+def test_a_loss_that_is_none(tmp_path: Path) -> None:
+    class Lossless(Small):
+        def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+            return {"loss": None, "logits": self.out(x)}
+
+    with pytest.raises(TypeError, match=r"the loss of the `model` is None\..*labels \(here: x\)"):
+        build(tmp_path, Lossless(), samples(8, "x")).train()
+
+
+def test_no_data_to_evaluate_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pass eval_dataset to Trainer, or to evaluate"):
+        build(tmp_path).evaluate()
+
+
+def test_a_checkpoint_of_another_plain_model(tmp_path: Path) -> None:
+    torch.save({"elsewhere": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(AttributeError, match=r"checkpoint lacks: \['out.weight', 'out.bias'\]. Is it another model's"):
+        build(tmp_path / "run", train_dataset=samples(8)).train(resume_from_checkpoint=str(tmp_path))
 
 
 def test_columns_that_the_model_does_not_take(tmp_path: Path) -> None:

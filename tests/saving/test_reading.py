@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import warnings
@@ -15,6 +16,13 @@ import torch
 
 from minitrainer.parts.reading import NUMPY_STATE_TYPES, load_safetensors, load_tensors
 from tests.saving import subjects
+
+
+class Command:
+    """Unpickled without protection, it runs a command of the system."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("exit 1",)
 
 
 class Bomb:
@@ -106,6 +114,23 @@ def test_a_damaged_state_is_named(content: bytes, kind: type, finished: Path, tm
     with pytest.raises(kind, match="trainer_state.json .*resume from another checkpoint"):
         subjects.build(folder).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_a_damaged_configuration_is_named(content: bytes, finished: Path, tmp_path: Path) -> None:
+    folder = subjects.copy(finished, tmp_path / "run")
+    (folder / "checkpoint-3" / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="config.json is damaged .*resume from another checkpoint"):
+        subjects.build(folder).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+
+
+def test_what_a_file_names_is_said(tmp_path: Path) -> None:
+    """Also where torch blocks a whole module and would advise to load the file without protection."""
+    path = tmp_path / "optimizer.pt"
+    torch.save(Command(), path)
+    with pytest.raises(pickle.UnpicklingError, match=rf"names {os.name}.system, which is neither tensor") as error:
+        load_tensors(str(path))
+    assert "likely succeed" not in str(error.value)
 
 
 def test_a_damaged_safetensors_file_is_named(tmp_path: Path) -> None:
