@@ -1,6 +1,6 @@
 """Every name that a page may use in inline code, and where it comes from.
 
-Known are the names in our own code and tests, in the Trainer of the transformers that is installed (and of the
+Known are the names in our own code, of our tests, in the Trainer of the transformers that is installed (and of the
 accelerate beside it), in the committed traces and in Python itself. A page may also use names that its own blocks
 introduce. What none of these holds stands in `foreign_names.txt`, each with where it is from.
 """
@@ -29,6 +29,7 @@ FILE_ENDINGS = "json|jsonl|pt|pth|bin|safetensors|py|md|txt|rows|csv|yml|yaml|to
 _EVENT = re.compile(r"(?<![\w.])on_[a-z]\w*")
 _FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
 _FILE = re.compile(rf"(?<![\w*…])(?:[\w.-]+/)*[\w.-]*\.(?:{FILE_ENDINGS})\b(?![\w(])")
+_DEFINED = re.compile(r"^[ \t]*(?:def|class) (\w+)", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _LIBRARIES = {
     "transformers": ("trainer*.py", "training_args*.py", "modelcard.py", "optimization.py", "data/data_collator.py",
@@ -74,6 +75,8 @@ def vocabulary() -> Vocabulary:
         text = path.read_text(encoding="utf-8")
         names.update(_NAME.findall(text))
         files.update(Path(found).name for found in _FILE.findall(text))
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        names.update(_DEFINED.findall(path.read_text(encoding="utf-8")))
     files.update(path.name for path in _tracked())
     names.update(part for path in _tracked() for part in _NAME.findall(path.as_posix()))
     foreign = _foreign()
@@ -89,8 +92,7 @@ def vocabulary() -> Vocabulary:
 
 
 def _sources() -> Iterator[Path]:
-    for folder in ("minitrainer", "tests"):
-        yield from sorted((ROOT / folder).rglob("*.py"))
+    yield from sorted((ROOT / "minitrainer").rglob("*.py"))
     for library, patterns in _LIBRARIES.items():
         for pattern in patterns:
             yield from sorted(_library(library).glob(pattern))

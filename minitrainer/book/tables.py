@@ -1,7 +1,7 @@
 """A recorded trace as HTML: the tree of its rows, each with an id to link to; repeated steps folded; ranks side by side.
 
-The id of a row is the trace's name and the number of the row in its file: `#one-epoch-57` is line 57 of
-`traces/one-epoch/rank0.jsonl`. With several ranks it names the rank as well: `#two-ranks-uneven-r1-57`.
+The id of a row is the trace's name and the number of the row in its file: `#one-epoch-54` is line 54 of
+`traces/one-epoch/rank0.jsonl`. With several ranks it names the rank as well: `#two-ranks-uneven-r1-92`.
 """
 
 from __future__ import annotations
@@ -136,6 +136,12 @@ class _Rows(TreeBuilder):
         if self.within in _names_of(record):
             self.stack[-1].is_wanted = True  # whatever else is shown, what is asked for stays
 
+    def _leaf(self, record: Any) -> None:
+        if id(record) not in self.numbers:  # a copy that leaves something out: it stands for the row it was made of
+            self.numbers[id(record)] = self.numbers[id(self.records[-1])]
+            self.records.insert(-1, record)
+        super()._leaf(record)
+
     def _fold(self, parent: Node, node: Node, signature: int) -> bool:
         return False
 
@@ -211,7 +217,7 @@ def rows_of(asked: Request, rank: int, root: Path = ROOT) -> list[Row]:
         raise BookError(f"{asked.path} holds no rank {rank}; it holds {', '.join(map(str, run.readings))}")
     builder = _Rows(run, rank, asked.only, asked.steps, asked.within)
     for number, record in enumerate(run.readings[rank], start=1):
-        if not (asked.only and isinstance(record, (events.TrainerBegin, events.Focus))):
+        if not ((asked.only or asked.steps) and isinstance(record, (events.TrainerBegin, events.Focus))):
             builder.take(record, number)
     made = _Maker(builder.numbers, explain="loss" in asked.only or not asked.only)
     rows = made.children(builder.finish().children)
