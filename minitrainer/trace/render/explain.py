@@ -45,7 +45,9 @@ def _sentences(record: events.Loss, world_size: int) -> list[str]:
     ]
     divisors = sorted({divisor for divisor in record.divided_by if divisor is not None})
     if divisors == [1]:
-        sentences.append("a group is one micro-batch, so each counts in full")
+        is_alone = micro_batches == steps
+        reason = "a group is one micro-batch" if is_alone else "none is divided, although a group has several"
+        sentences.append(f"{reason}, so each counts in full")
     elif divisors:
         by = " or ".join(map(str, divisors))
         sentences.append(f"each is divided by {by}, the micro-batches in a group: {numbers(record.micro)}")
