@@ -579,7 +579,7 @@ class TrainingArguments:
         if self.warmup_ratio > 0 and self.warmup_steps > 0:
             logger.info("Both warmup_ratio and warmup_steps are given: warmup_steps counts, warmup_ratio does not.")
 
-    # -- sharding ---
+    # -- reading the options of sharding ---
 
     def _read_sharded_ddp(self) -> None:
         """Turn a switch or words into fairscale options, and check that they go together."""
