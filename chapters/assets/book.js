@@ -19,6 +19,15 @@
       if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     });
   }
+  var pieces = 0;
+  // Names for two parts that the theme leaves without one.
+  function named() {
+    var search = document.querySelector(".md-search[role=dialog]");
+    if (search) search.setAttribute("aria-label", "Search");
+    document.querySelectorAll("nav.md-code__nav:not([aria-label])").forEach(function (buttons) {
+      buttons.setAttribute("aria-label", "Code " + ++pieces);
+    });
+  }
   addEventListener("hashchange", reveal);
   addEventListener("resize", reachable);
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", start);
@@ -26,5 +35,7 @@
   function start() {
     reveal();
     reachable();
+    named();
+    new MutationObserver(named).observe(document.body, { childList: true, subtree: true });
   }
 })();

@@ -98,6 +98,10 @@ def _form(page: Page, found: Findings) -> None:
         found.wrong.append(f"{page.name}: a page has one title, `# …`, at its top; here are {len(titles)}")
     if not page.text.startswith("---\n") or not re.search(r"^description: \S", page.text.split("\n---")[0], re.M):
         found.wrong.append(f"{page.name}: begins with front matter: ---, `description: one sentence`, ---")
+    lines = page.prose.split("\n")
+    for number, (line, following) in enumerate(zip(lines, lines[1:], strict=False), start=1):
+        if re.match(r"\|(?: *:?-+:? *\|)+$", following) and re.search(r"\| *\|", line):
+            found.wrong.append(f"{page.where(number)}: a column of this table has no name: readers by ear need one")
     ids = Counter(heading.id for heading in page.headings if heading.id)
     found.wrong += [f"{page.name}: the id #{name} stands {n} times" for name, n in ids.items() if n > 1]
     if page.is_generated:

@@ -393,7 +393,8 @@ def _traces() -> str:
 
 def _trace(folder: Path) -> str:
     run = open_run(folder)
-    text = trace_markdown.page_of(run)
+    text = re.sub(r"(?m)^\| (Trainer \d+) \|  \|$", r"| \1 | value |", trace_markdown.page_of(run))
+    text = re.sub(r"(?m)^(\| (?:flag|at step) \|)  \|", r"\1 what |", text)
     head, _, rest = text.partition("## What happened\n")
     _, _, after = rest.partition("\n## ")
     lines = head.split("\n", 1)[1].strip().splitlines()
