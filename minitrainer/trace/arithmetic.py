@@ -12,11 +12,14 @@ rank's running sum, divided by all steps.
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from minitrainer.trace import events
 from minitrainer.trace.recorder import number
+from minitrainer.trace.rounding import PRECISIONS
 
 MOST_PENDING_LOSSES = 65_536
 """On a GPU each kept loss holds a small block of its memory; a log so far away loses its earliest micro-batches."""
@@ -43,8 +46,27 @@ def read(value: Any) -> float | None:
     return float(value.item())
 
 
+def read_all(kept: list[Any]) -> list[float | None]:
+    """Several kept numbers. Those on a device come over in one copy, not one by one."""
+    waiting = [value for value in kept if value is not None and type(value) is not float]
+    if len(waiting) < 2:
+        return [read(value) for value in kept]
+    import torch  # in use already: the tensors came from it
+
+    kinds = {(value.dtype, value.device) for value in waiting}
+    if len(kinds) > 1:
+        return [read(value) for value in kept]
+    numbers = iter(torch.stack([value.reshape(()) for value in waiting]).tolist())
+    return [float(next(numbers)) if value is not None and type(value) is not float else value for value in kept]
+
+
 def keep(tensor: Any) -> Any:
     """Keep a loss: as a float on a CPU, as a copy on its device elsewhere (nothing waits for it)."""
+    try:
+        if tensor.is_cpu:
+            return tensor.item()
+    except (RuntimeError, ValueError):  # more than one element
+        pass
     if tensor.numel() != 1:
         tensor = tensor.detach().mean()  # one loss a card, where one process drives several
     return tensor.item() if tensor.is_cpu else tensor.detach().clone()
@@ -84,8 +106,7 @@ class TrainingBook:
 
     def loss_record(self, step: int, total_after: float, logged: Any, accumulation: int, filters: bool) -> events.Loss:
         """Derive the logged loss, check every link, and make the record."""
-        losses = [read(entry[0]) for entry in self.entries]
-        micro = [read(entry[1]) for entry in self.entries]
+        losses, micro = self._read_kept()
         filtered, divisors = self._filtered(micro, filters)
         rank_sum = read(self.rank_sum)
         gathered = self.gathered
@@ -111,7 +132,7 @@ class TrainingBook:
             step=step,
             losses=[_number(value) for value in losses],
             micro=[_number(value) for value in micro],
-            divided_by=[self._divisor(loss, part, accumulation) for loss, part in zip(losses, micro, strict=True)],
+            divided_by=self._divisors(losses, micro, accumulation),
             filtered=filtered,
             filter_divisors=divisors,
             rows=[entry[3] for entry in self.entries],
@@ -123,14 +144,14 @@ class TrainingBook:
             quotient=_number(quotient),
             logged=number(logged),
             total_before=number(self.total_before),
-            grad_norms=[_number(read(value)) for value in self.grad_norms],
+            grad_norms=[_number(value) for value in read_all(self.grad_norms)],
             dtype=self.dtype,
             verified=verified,
         )
 
     def train_loss_record(self, step: int, logged: Any, filters: bool) -> events.TrainLoss:
         """Derive `train_loss`."""
-        micro = [read(entry[1]) for entry in self.entries]
+        micro = read_all([entry[1] for entry in self.entries])
         filtered, divisors = self._filtered(micro, filters)
         rest = read(self.running_sum)
         if rest is None:
@@ -148,15 +169,28 @@ class TrainingBook:
             verified=self.lost == 0 and same(derived, logged) and same(self._sum(micro, filtered, divisors), rest),
         )
 
+    def _read_kept(self) -> tuple[list[float | None], list[float | None]]:
+        """The losses and what `training_step` made of them; where they live on a device, all in one copy."""
+        kept = read_all([entry[0] for entry in self.entries] + [entry[1] for entry in self.entries])
+        return kept[: len(self.entries)], kept[len(self.entries) :]
+
     def _filtered(self, micro: list[float | None], filters: bool) -> tuple[list[int], list[int]]:
         """Positions of the losses that the Trainer replaced, and the divisors of what it added instead."""
-        if not filters:
+        if not filters or None not in micro and math.isfinite(sum(micro)):  # type: ignore[arg-type]
             return [], []
         positions = [i for i, value in enumerate(micro) if value is not None and value - value != 0]
         return positions, [1 + self.entries[i][2] for i in positions]
 
     def _sum(self, micro: list[float | None], filtered: list[int], divisors: list[int]) -> float:
         """The running sum, rounded after every addition as the Trainer's tensor is."""
+        if not filtered and None not in micro:
+            import numpy  # loaded already: torch and every Trainer need it
+
+            kind = "float64" if self.dtype == "float64" else "float32"
+            with numpy.errstate(all="ignore"):
+                return float(
+                    numpy.add.accumulate(numpy.array([0.0, *micro], dtype=kind), dtype=kind)[-1]
+                )  # one after the other, as they came
         rounded = float if self.dtype == "float64" else round_to_float32
         replaced = dict(zip(filtered, divisors, strict=True))
         total = 0.0
@@ -177,6 +211,11 @@ class TrainingBook:
         dtype = torch.float64 if self.dtype == "float64" else torch.float32
         return float(torch.tensor(gathered, dtype=dtype).mean().item())
 
+    def _divisors(self, losses: list[float | None], micro: list[float | None], accumulation: int) -> list[int | None]:
+        if accumulation == 1 and losses == micro and None not in micro:
+            return [1] * len(micro)
+        return [self._divisor(loss, part, accumulation) for loss, part in zip(losses, micro, strict=True)]
+
     def _divisor(self, loss: float | None, micro: float | None, accumulation: int) -> int | None:
         """The whole number that leads from a loss to what `training_step` returned, exactly."""
         if loss is None or micro is None:
@@ -186,18 +225,18 @@ class TrainingBook:
                 return divisor
         return None
 
-    def _quotients(self, loss: float, divisor: int) -> list[float]:
-        """What the loss's element type makes of loss / divisor; a GPU multiplies by the reciprocal instead."""
-        if divisor == 1 or loss - loss != 0:
-            return [loss]
-        if self.dtype == "float64":
-            return [loss / divisor]
-        if self.dtype == "float32":
-            return [round_to_float32(loss / divisor), round_to_float32(loss * round_to_float32(1.0 / divisor))]
-        import torch
+    def _quotients(self, loss: float, divisor: int) -> Iterator[float]:
+        """What the loss's element type makes of loss / divisor: a CPU divides, a GPU multiplies by the reciprocal.
 
-        dtype = getattr(torch, self.dtype, torch.float32)
-        return [float((torch.tensor(loss, dtype=dtype) / divisor).item())]
+        float64 does both in float64. The types of sixteen bits compute in float32 and round the result.
+        """
+        if divisor == 1 or loss - loss != 0:
+            yield loss
+            return
+        rounding = PRECISIONS.get(self.dtype, round_to_float32)
+        reciprocal = 1.0 / divisor if self.dtype == "float64" else round_to_float32(1.0 / divisor)
+        yield rounding(loss / divisor)
+        yield rounding(loss * reciprocal)
 
 
 class EvaluationBook:
@@ -213,7 +252,7 @@ class EvaluationBook:
 
     def record(self, key: str, logged: Any, world_size: int) -> events.EvalLoss:
         """Derive the logged evaluation loss and make the record."""
-        losses = [read(value) for value in self.losses]
+        losses = read_all(self.losses)
         rows = self.rows or [1] * len(losses)
         mean: float | None = None
         verified: bool | None = None

@@ -9,6 +9,8 @@ device before the Trainer sees it, and reading it back would make the host wait;
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -21,8 +23,8 @@ MOST_INDICES = 4096
 IGNORED_LABEL = -100
 """Labels with this value do not count towards a loss."""
 
-
-_ONLY_INTEGERS = {int}
+LARGEST_COPY_BYTES = 1 << 16
+"""A tensor up to this size is copied for its digest: that takes less than a NumPy array that shares its memory."""
 
 
 class Identity(NamedTuple):
@@ -31,6 +33,26 @@ class Identity(NamedTuple):
     rows: int | None
     labels: int | None
     digest: str | None
+
+
+class _Start(NamedTuple):
+    """What all tensors of one name, shape and type share.
+
+    Attributes:
+        crc: digest of these three.
+        copy: a type that copies their bytes from an address, where that is safe and pays.
+        all_count: whether all labels count, because none is an integer.
+        ignored: bytes of a label that does not count, where they are integers of a usual size.
+        elements: their number.
+    """
+
+    shape: Any
+    kind: Any
+    crc: int
+    copy: Any
+    all_count: bool
+    ignored: bytes
+    elements: int
 
 
 class Batches:
@@ -43,8 +65,12 @@ class Batches:
     def __init__(self, torch: Any):
         self._torch = torch
         self._strided = torch.strided
-        # name of a tensor -> shape and type that it had last, and the digest of these three
-        self._starts: dict[Any, tuple[Any, Any, int]] = {}
+        self._tensor_class = torch.Tensor
+        self._plain_kinds = {  # those whose bytes in memory are what NumPy would show
+            torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+            torch.float64, torch.float32, torch.float16,
+        }  # fmt: skip
+        self._starts: dict[Any, _Start] = {}  # of the tensors of each name, as they were last
         self._drawn: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
         self._iterator: Callable[[], Any] = lambda: None  # the loader's iterator that drew last, and its positions
         self._queue: deque[Any] = deque()
@@ -71,7 +97,7 @@ class Batches:
             return
         if type(index) is not list:  # a batch of one without a batch sampler, or a sampler of the user's own
             index = [index] if type(index) is int else None
-        if index is not None and (len(index) > MOST_INDICES or set(map(type, index)) != _ONLY_INTEGERS):
+        elif len(index) > MOST_INDICES or not _are_integers(index):
             index = None
         self._remember(tensor, index, None)
 
@@ -110,35 +136,53 @@ class Batches:
 
         The digest covers name, element type, shape and bytes of every tensor, in the order of the batch.
         """
-        tensor_class = self._torch.Tensor
-        starts = self._starts
+        tensor_class, starts = self._tensor_class, self._starts
         crc = 0
         rows = labels = None
-        named = hasattr(inputs, "items")
-        for name, value in inputs.items() if named else enumerate(_flat(inputs)):
+        for name, value in inputs.items() if hasattr(inputs, "items") else enumerate(_flat(inputs)):
             if not isinstance(value, tensor_class):
                 continue
-            if not value.is_cpu or value.layout is not self._strided:
+            if not value.is_cpu:
                 return Identity(rows, labels, None)
             shape, kind = value.shape, value.dtype
             start = starts.get(name)
-            if start is None or start[0] != shape or start[1] is not kind:
-                start = starts[name] = shape, kind, crc32(f"{name} {kind} {tuple(shape)}".encode())
-            array = self._array(value)
-            crc = crc32(array, crc ^ start[2])
+            if start is None or start.shape != shape or start.kind is not kind:
+                start = starts[name] = self._start(name, value, shape, kind)
+            content: Any = None
+            if start.copy is not None and type(value) is tensor_class and value.is_contiguous():
+                address = value.data_ptr()
+                if address:  # 0 for a storage that was given back
+                    content = start.copy.from_address(address).raw
+            if content is None:
+                if value.layout is not self._strided:
+                    return Identity(rows, labels, None)
+                content = self._array(value)
+            crc = crc32(content, crc ^ start.crc)
             if rows is None and shape:
                 rows = shape[0]
             if name == label_name:
-                labels = self._count_labels(value, array)
-        return Identity(rows, labels, f"{crc:08x}")
+                if start.all_count or (start.ignored and type(content) is bytes and start.ignored not in content):
+                    labels = start.elements
+                else:
+                    labels = int((self._array(value) != IGNORED_LABEL).sum())
+        return Identity(rows, labels, crc.to_bytes(4, "big").hex())
 
-    def _count_labels(self, tensor: Any, array: Any) -> int:
-        """Labels that count towards a loss."""
-        if tensor.is_floating_point():
-            return int(array.size)
-        if array.size <= 32:  # a comparison in NumPy costs more than a look at a few numbers
-            return int(array.size) - array.ravel().tolist().count(IGNORED_LABEL)
-        return int(array.size) - int((array == IGNORED_LABEL).sum())
+    def _start(self, name: Any, tensor: Any, shape: Any, kind: Any) -> _Start:
+        """What all tensors of this name, shape and type share."""
+        size = tensor.numel() * tensor.element_size()
+        plain = tensor.layout is self._strided and kind in self._plain_kinds and 0 < size <= LARGEST_COPY_BYTES
+        ignored = b""
+        if kind in (self._torch.int64, self._torch.int32):
+            ignored = IGNORED_LABEL.to_bytes(tensor.element_size(), sys.byteorder, signed=True)
+        return _Start(
+            shape,
+            kind,
+            crc32(f"{name} {kind} {tuple(shape)}".encode()),
+            (ctypes.c_char * size) if plain else None,
+            tensor.is_floating_point(),
+            ignored,
+            tensor.numel(),
+        )
 
     def _array(self, tensor: Any) -> Any:
         """The bytes of a tensor as a NumPy array that shares its memory."""
@@ -151,10 +195,12 @@ class Batches:
             return tensor.resolve_conj().resolve_neg().reshape(-1).view(self._torch.uint8).numpy()
 
     def _first_tensor(self, batch: Any) -> Any:
-        tensor_class = self._torch.Tensor
-        if isinstance(batch, tensor_class):
+        tensor_class = self._tensor_class
+        if type(batch) is dict:
+            values: Any = batch.values()
+        elif isinstance(batch, tensor_class):
             return batch
-        if hasattr(batch, "values"):
+        elif hasattr(batch, "values"):
             values = batch.values()
         elif isinstance(batch, (list, tuple)):
             values = batch
@@ -179,6 +225,14 @@ class Batches:
         if entry is None or entry[0]() is not tensor:
             return None
         return entry[1], entry[2]
+
+
+def _are_integers(index: list[Any]) -> bool:
+    """Whether a list holds only integers: their sum is one then, and hardly ever otherwise."""
+    try:
+        return type(index[0]) is int and type(sum(index)) is int
+    except (TypeError, IndexError):
+        return False
 
 
 def _flat(batch: Any) -> list[Any]:

@@ -30,8 +30,8 @@ import weakref
 import zlib
 from _thread import get_ident
 from collections.abc import Callable, Iterator
-from time import perf_counter
-from types import FrameType
+from time import perf_counter, thread_time
+from types import FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from minitrainer.trace import events
@@ -44,10 +44,9 @@ from minitrainer.trace.authors import Authors
 from minitrainer.trace.batches import Batches
 from minitrainer.trace.events import FLAGS
 from minitrainer.trace.output_files import OutputFolder, checkpoint_name
-from minitrainer.trace.patching import Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
-from minitrainer.trace.recorder import NOT_A_NUMBER, OVERFLOWS, Recorder, number, plain, wrapper_names
+from minitrainer.trace.patching import SOURCE_NAME, Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
+from minitrainer.trace.recorder import COST_SAMPLE, NOT_A_NUMBER, OVERFLOWS, Recorder, number, plain, wrapper_names
 from minitrainer.trace.rows import (
-    CALLBACK,
     CALLBACK_END,
     CODES,
     EVENT,
@@ -72,6 +71,9 @@ UNWATCHED_STATE_FIELDS = frozenset({"log_history", "stateful_callbacks"})
 RECURSIVE_METHODS = frozenset({"_prepare_input"})
 """Methods that call themselves for every nested tensor: only the outermost call leaves rows."""
 
+EVENTS_LOOKED_AT = frozenset({"on_train_begin", "on_log", "on_train_end", "on_init_end"})
+"""Events before whose callbacks there is something to look at."""
+
 LONGEST_MESSAGE = 300
 
 SAMPLES, GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE, FOCUS = (
@@ -93,35 +95,47 @@ SAMPLES, GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE
 # -- bodies of the wrappers; `{call}` is the original with all its arguments ------------------------
 
 _ADMIT = """\
-    if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread:
-        if not _t_admit({self}):
-            return {call}
+    _t_outermost = {self} is not _t_watch.trainer
+    if (_t_outermost or _t_ident() != _t_watch.thread) and not _t_admit({self}):
+        return {call}
 """
 
 _ENTER = """\
     if not _t_name:
         _t_define()
     try:
-        _t_pack_call(_t_map, _t_sink.position, 1, _t_name, _t_clock(), 10)
+        _t_at = _t_sink.position
+        _t_pack_call(_t_map, _t_at, 1, _t_name, _t_clock(), 10)
+        _t_sink.position = _t_at + 12
     except _t_overflows:
         _t_sink.overflow(1, _t_name)
-    _t_sink.position += 12
     _t_sink.entered += 1
 """
 
-_LEAVE = """\
+_WRITE_RETURN = """\
     try:
-        _t_pack_return(_t_map, _t_sink.position, 2, _t_clock(), 10)
+        _t_at = _t_sink.position
+        _t_pack_return(_t_map, _t_at, 2, _t_clock(), 10)
+        _t_sink.position = _t_at + 10
     except _t_overflows:
         _t_sink.overflow(2, 0)
-    _t_sink.position += 10
     return _t_result
 """
+
+_LEAVE = (
+    """\
+    if _t_outermost:
+        _t_watch.trainer = None
+"""
+    + _WRITE_RETURN
+)
 
 _BODY = """\
     try:
         _t_result = {call}
     except BaseException as _t_error:
+        if _t_outermost:
+            _t_watch.trainer = None
         _t_failed(_t_error)
         raise
 """
@@ -140,6 +154,8 @@ _PROBED_BODY = """\
         _t_result = {call}
     except BaseException as _t_error:
         _t_failed_inside({self}, _t_token, _t_after, _t_error)
+        if _t_outermost:
+            _t_watch.trainer = None
         raise
 """
 
@@ -162,9 +178,9 @@ RECURSIVE_METHOD = (
     """\
     if _t_watch.in_recursion:
         return {call}
-    if id({self}) != _t_watch.trainer_id or _t_ident() != _t_watch.thread:
-        if not _t_admit({self}):
-            return {call}
+"""
+    + _ADMIT
+    + """\
     _t_watch.in_recursion = True
 """
     + _ENTER
@@ -172,10 +188,12 @@ RECURSIVE_METHOD = (
     try:
         _t_result = {call}
     except BaseException as _t_error:
+        _t_watch.in_recursion = False
+        if _t_outermost:
+            _t_watch.trainer = None
         _t_failed(_t_error)
         raise
-    finally:
-        _t_watch.in_recursion = False
+    _t_watch.in_recursion = False
 """
     + _LEAVE
 )
@@ -184,36 +202,72 @@ STATIC_METHOD = (
     """\
     if not _t_is_open():
         return {call}
+    _t_outermost = False
 """
     + _ENTER
     + _BODY
-    + _LEAVE
+    + _WRITE_RETURN
 )
 
 CONSTRUCTOR = (
     """\
     if not _t_building({self}):
         return {call}
+    _t_outermost = False
 """
     + _ENTER
     + _BODY
     + """\
     _t_built({self})
 """
-    + _LEAVE
+    + _WRITE_RETURN
 )
 
+_FLAG_IS_SET = " or ".join(f"_t_control.{flag}" for flag in FLAGS)
+"""Written out where it runs at every event and every callback."""
+
 CALLBACK_METHOD = """\
-    if not _t_callback_begins({self}):
+    _t_control = _t_watch.event_control
+    if _t_control is None or _t_watch.callback_class is not None:
         return {call}
+    _t_watch.callback_class = _t_class = _t_class_of({self})
+    if _t_class is not _t_last_class:
+        _t_define(_t_class)
+    try:
+        _t_at = _t_sink.position
+        _t_pack_callback(_t_map, _t_at, 6, _t_number, _t_clock(), 10)
+        _t_sink.position = _t_at + 12
+        _t_sink.events += 1
+    except _t_overflows:
+        _t_sink.put(6, (_t_number,))
     try:
         _t_result = {call}
     except BaseException as _t_error:
         _t_callback_failed(_t_error)
         raise
-    _t_callback_ends(_t_result)
+    if _t_watch.event_control is not _t_control:
+        return _t_result
+    _t_flags = _t_watch.current.flags
+    if (
+        (_t_result is not None and _t_result is not _t_control)
+        or (_t_flags and _t_bits(_t_control) != _t_flags)
+        or (not _t_flags and {flag_is_set})
+    ):
+        if not _t_callback_meddled(_t_control, _t_result):
+            return _t_result
+    _t_watch.callback_class = None
+    try:
+        _t_at = _t_sink.position
+        _t_pack_callback_end(_t_map, _t_at, 7, _t_clock(), 10)
+        _t_sink.position = _t_at + 10
+        _t_sink.events += 1
+    except _t_overflows:
+        _t_sink.put(7, ())
     return _t_result
 """
+"""6 and 7 are CALLBACK and CALLBACK_END; 12 and 10 are the bytes that they, and the rows of calls, take."""
+
+CALLBACK_METHOD = CALLBACK_METHOD.replace("{flag_is_set}", f"({_FLAG_IS_SET})")
 
 AROUND = (
     _BEFORE
@@ -250,11 +304,10 @@ class Watched:
         "accelerator_id",
         "announced",
         "callbacks_seen",
-        "control_id",
+        "control",
         "evaluation",
         "flags",
         "folder",
-        "handler_id",
         "label_name",
         "log_length",
         "lowered_by_handler",
@@ -263,7 +316,7 @@ class Watched:
         "optimizer_id",
         "ref",
         "scheduler_id",
-        "state_id",
+        "state",
         "state_values",
         "training",
         "world_size",
@@ -273,14 +326,13 @@ class Watched:
         self.number = number
         self.ref = weakref.ref(trainer)
         self.announced = False
-        self.handler_id = 0
         self.accelerator_id = 0
         self.optimizer_id = 0
         self.scheduler_id = 0
-        self.control_id = 0
+        self.control: Any = None
         self.flags = 0
         self.lowered_by_handler = 0
-        self.state_id = 0
+        self.state: Any = None
         self.state_values: dict[str, Any] = {}
         self.callbacks_seen = -1
         self.training = TrainingBook()
@@ -300,7 +352,9 @@ class Observer:
 
     Attributes:
         hooks, unhooked: what was found, for the head.
-        trainer_id: `id` of the Trainer in focus, 0 for none. Wrappers compare with it before anything else.
+        trainer_id: `id` of the Trainer in focus, 0 for none.
+        trainer: that Trainer itself while a call of it is open, and None otherwise, so that nothing keeps it alive.
+            Wrappers compare with it before anything else.
     """
 
     __slots__ = (
@@ -332,6 +386,7 @@ class Observer:
         "recorder",
         "thread",
         "torch",
+        "trainer",
         "trainer_id",
         "unhooked",
     )
@@ -344,6 +399,7 @@ class Observer:
         self.unhooked: dict[str, str] = {}
         self.thread = get_ident()
         self.trainer_id = 0
+        self.trainer: Any = None
         self.in_recursion = False
         self.current: Watched | None = None
         self._target_id = id(target) if target is not None else 0
@@ -357,7 +413,7 @@ class Observer:
         # the event that is being called: its handler's control object and the callback that is running
         self.event_control: Any = None
         self.callback_class: type | None = None
-        self._state_sites: dict[tuple[int, int], tuple[Any, int, int]] = {}
+        self._state_sites: dict[str, tuple[Any, int, int, int]] = {}  # the last place that wrote a field
         self._callback_ids: dict[type, int] = {}
         self._foreign_writes: dict[tuple[int, str], Any] = {}
         self._in_training_step = 0
@@ -378,6 +434,7 @@ class Observer:
         if self._closed or get_ident() != self.thread:
             return False
         if id(trainer) == self.trainer_id:
+            self.trainer = trainer
             return True
         watched = self._watched.get(id(trainer))
         if watched is None:
@@ -387,6 +444,7 @@ class Observer:
         self._focus(watched)
         if not watched.announced:
             self.announce(watched)
+        self.trainer = trainer
         return True
 
     def watch(self, trainer: Any) -> Watched:
@@ -396,7 +454,9 @@ class Observer:
         self._trainers_seen += 1
 
         def forget(_: Any) -> None:
-            self._watched.pop(key, None)
+            gone = self._watched.pop(key, None)
+            if gone is not None:
+                gone.control = gone.state = None
             if self.trainer_id == key:
                 self.trainer_id = 0
 
@@ -406,6 +466,8 @@ class Observer:
     def _focus(self, watched: Watched) -> None:
         trainer = watched.ref()
         self.trainer_id = id(trainer)
+        if self.trainer is not trainer:
+            self.trainer = None
         if self.current is not watched and (self.current is not None or watched.number):
             self.recorder.put(FOCUS, (watched.number,))
         self.current = watched
@@ -504,77 +566,92 @@ class Observer:
         pack_event_end, event_end_bytes = PACKED[EVENT_END].pack_into, PACKED[EVENT_END].size
         event_ids: dict[str, int] = {}
 
-        bits_of, looked_at, clock = _bits, EVENTS_LOOKED_AT, perf_counter
+        bits_of, clock, ident, thread = _bits, perf_counter, get_ident, self.thread
 
         def call_event(self: Any, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            trainer = watch.trainer
+            is_open = trainer is not None and trainer.callback_handler is self and ident() == thread
+            if not is_open and not watch.admit_handler(self):
+                return original(self, event, args, state, control, **kwargs)
             watched = watch.current
-            if (
-                watched is None
-                or id(self) != watched.handler_id
-                or not watch.trainer_id
-                or get_ident() != watch.thread
-            ):
-                if not watch.admit_handler(self):
-                    return original(self, event, args, state, control, **kwargs)
-                watched = watch.current
+            flags = watched.flags  # type: ignore[union-attr]
             try:
-                if (
-                    bits_of(control) != watched.flags
-                    or id(control) != watched.control_id
-                    or id(state) != watched.state_id
-                    or len(self.callbacks) != watched.callbacks_seen
-                    or event in looked_at
-                ):
-                    watch.event_begins(watched, event, state, control, self)
                 number = event_ids.get(event)
-                if number is None:
-                    number = event_ids[event] = name_of(event)
+                if (
+                    number is None
+                    or control is not watched.control  # type: ignore[union-attr]
+                    or state is not watched.state  # type: ignore[union-attr]
+                    or len(self.callbacks) != watched.callbacks_seen  # type: ignore[union-attr]
+                    or (flags and bits_of(control) != flags)
+                    or (
+                        not flags
+                        and (
+                            control.should_log
+                            or control.should_evaluate
+                            or control.should_save
+                            or control.should_epoch_stop
+                            or control.should_training_stop
+                        )
+                    )
+                ):
+                    watch.event_begins(watched, event, state, control, self)  # type: ignore[arg-type]
+                    flags = watched.flags  # type: ignore[union-attr]
+                    if number is None:
+                        number = name_of(event)
+                        if event not in EVENTS_LOOKED_AT:
+                            event_ids[event] = number
                 epoch = state.epoch
+                lowered = watched.lowered_by_handler  # type: ignore[union-attr]
                 try:
+                    position = sink.position
                     pack_event(
                         sink_map,
-                        sink.position,
+                        position,
                         EVENT,
                         number,
                         state.global_step,
                         NOT_A_NUMBER if epoch is None else epoch,
-                        watched.lowered_by_handler,
-                        watched.flags,
+                        lowered,
+                        flags,
                         clock(),
                         LINE_FEED,
                     )
-                    sink.position += event_bytes
+                    sink.position = position + event_bytes
                     sink.events += 1
                 except OVERFLOWS:
                     epoch = epoch if epoch is None else float(epoch)
-                    sink.put(EVENT, (number, state.global_step, epoch, watched.lowered_by_handler, watched.flags))
-                if watched.lowered_by_handler:
-                    watched.lowered_by_handler = 0
+                    sink.put(EVENT, (number, state.global_step, epoch, lowered, flags))
+                if lowered:
+                    watched.lowered_by_handler = 0  # type: ignore[union-attr]
             except Exception as error:
                 watch.trouble("call_event", error)
                 return original(self, event, args, state, control, **kwargs)
             outer_control, outer_class = watch.event_control, watch.callback_class
             watch.event_control, watch.callback_class = control, None
             try:
-                result = original(self, event, args, state, control, **kwargs)
+                if kwargs:
+                    result = original(self, event, args, state, control, **kwargs)
+                else:
+                    result = original(self, event, args, state, control)
             except BaseException as error:
                 watch.event_control, watch.callback_class = outer_control, outer_class
                 watch._raise(error)
                 raise
             watch.event_control, watch.callback_class = outer_control, outer_class
             try:
-                pack_event_end(sink_map, sink.position, EVENT_END, watched.flags, clock(), LINE_FEED)
-                sink.position += event_end_bytes
+                position = sink.position
+                pack_event_end(sink_map, position, EVENT_END, watched.flags, clock(), LINE_FEED)  # type: ignore[union-attr]
+                sink.position = position + event_end_bytes
                 sink.events += 1
             except OVERFLOWS:
-                sink.put(EVENT_END, (watched.flags,))
+                sink.put(EVENT_END, (watched.flags,))  # type: ignore[union-attr]
             return result
 
         call_event.__wrapped__ = original  # type: ignore[attr-defined]
         call_event.__qualname__ = original.__qualname__
         call_event.__module__ = original.__module__
         call_event.__doc__ = original.__doc__
-        call_event.__code__ = call_event.__code__.replace(co_filename="<minitrainer.trace wrapper>")
+        call_event.__code__ = call_event.__code__.replace(co_filename=SOURCE_NAME)
         self.patches.replace(handler_class, "call_event", call_event)
         add_callback = vars(handler_class).get("add_callback")
         if is_plain_function(add_callback):
@@ -589,7 +666,6 @@ class Observer:
             trainer = watched.ref()
             if trainer is not None and getattr(trainer, "callback_handler", None) is handler:
                 self._focus(watched)
-                watched.handler_id = id(handler)
                 return True
         return False
 
@@ -599,11 +675,11 @@ class Observer:
             self.announce(watched)
         elif len(handler.callbacks) != watched.callbacks_seen or event == "on_train_begin":
             self._instrument_callbacks(watched, handler)
-        if id(control) != watched.control_id:
+        if control is not watched.control:
             self._replace_control(watched, control, self.authors.caller(sys._getframe(2), BY_TRAINER))
         elif _bits(control) != watched.flags:
             self._flags_bypassed(watched, control, self.authors.caller(sys._getframe(2), BY_TRAINER))
-        if id(state) != watched.state_id:
+        if state is not watched.state:
             self._replace_state(watched, state, self.authors.caller(sys._getframe(2), BY_TRAINER))
         if event == "on_log":
             self._log_entry(watched, state)
@@ -629,9 +705,14 @@ class Observer:
 
     def _instrument_callback_class(self, cls: type) -> None:
         names = {
-            "_t_callback_begins": self.callback_begins,
+            "_t_watch": self,
+            "_t_class_of": type,
+            "_t_last_class": None,
+            "_t_number": 0,
+            "_t_bits": _bits,
             "_t_callback_failed": self.callback_failed,
-            "_t_callback_ends": self.callback_ends,
+            "_t_callback_meddled": self.callback_meddled,
+            **wrapper_names(self.recorder),
         }
         for base in _own_callback_classes(cls):
             for name, value in list(vars(base).items()):
@@ -639,48 +720,28 @@ class Observer:
                 if base in self._classes_done or not name.startswith("on_"):
                     continue
                 if is_plain_function(value):
-                    self.patches.replace(base, name, wrapper_of(value, CALLBACK_METHOD, names))
+                    wrapper = wrapper_of(value, CALLBACK_METHOD, names)
+                    define = functools.partial(self._define_callback, wrapper.__globals__)
+                    wrapper.__globals__["_t_define"] = define
+                    self.patches.replace(base, name, wrapper)
                 elif callable(value):
                     self.note(f"{base.__name__}.{name} is not a plain function; its calls are not recorded")
             self._classes_done.add(base)
 
-    def callback_begins(self, callback: Any) -> bool:
-        """A callback's method was entered; True if the handler called it (and not another method)."""
-        if self.event_control is None or self.callback_class is not None:
-            return False
-        self.callback_class = cls = type(callback)
+    def _define_callback(self, wrapper_globals: dict[str, Any], cls: type) -> None:
+        """Give a callback's class its id at the first call of this method on it, and leave the id in its wrapper."""
         number = self._callback_ids.get(cls)
         if number is None:
             number = self._callback_ids[cls] = self.recorder.name(cls.__name__)
-        sink = self.recorder
-        try:
-            _pack_callback(sink.map, sink.position, CALLBACK, number, perf_counter(), LINE_FEED)
-            sink.position += _CALLBACK_BYTES
-            sink.events += 1
-        except OVERFLOWS:
-            sink.put(CALLBACK, (number,))
-        return True
+        wrapper_globals["_t_number"], wrapper_globals["_t_last_class"] = number, cls
 
-    def callback_ends(self, result: Any) -> None:
-        """A callback has returned: did it change the flags behind our back, or hand back another control object?"""
-        control, watched, sink = self.event_control, self.current, self.recorder
-        if control is None:  # the callback itself ended the trace
-            return
-        if _bits(control) != watched.flags or (result is not None and result is not control):  # type: ignore[union-attr]
-            self._callback_meddled(self._now(), control, result, self._callback_author(self.callback_class))
-        self.callback_class = None
-        if self.event_control is not control:
-            sink.put(CALLBACK_END, (1,))
-            return
-        try:
-            _pack_callback_end(sink.map, sink.position, CALLBACK_END, perf_counter(), LINE_FEED)
-            sink.position += _CALLBACK_END_BYTES
-            sink.events += 1
-        except OVERFLOWS:
-            sink.put(CALLBACK_END, ())
+    def callback_meddled(self, control: Any, result: Any) -> bool:
+        """A callback changed flags without an assignment, or returned a control object of its own.
 
-    def _callback_meddled(self, watched: Watched, control: Any, result: Any, by: str) -> None:
-        """A callback changed flags without an assignment, or returned a control object of its own."""
+        True where its end is still to be written.
+        """
+        watched = self._now()
+        by = self._callback_author(self.callback_class)
         try:
             if _bits(control) != watched.flags:
                 self._flags_bypassed(watched, control, by)
@@ -689,6 +750,11 @@ class Observer:
                 self.event_control = result
         except Exception as error:
             self.trouble("the control object", error)
+        if self.event_control is control:
+            return True
+        self.callback_class = None
+        self.recorder.put(CALLBACK_END, (1,))
+        return False
 
     def callback_failed(self, error: BaseException) -> None:
         self.callback_class = None
@@ -696,7 +762,7 @@ class Observer:
 
     @staticmethod
     def _callback_author(cls: type | None) -> str:
-        """Name the callback's method that has just returned: the wrapper that called `callback_ends` has its name."""
+        """Name the callback's method that has just returned: the wrapper that called us has its name."""
         return f"{cls.__name__ if cls is not None else ''}.{sys._getframe(2).f_code.co_name}"
 
     @staticmethod
@@ -718,13 +784,13 @@ class Observer:
             watched = watch.current
             if watched is None or name not in bits_of_flag:
                 return
-            if id(self) != watched.control_id:
+            if self is not watched.control:
                 if watch.event_control is not None:
                     watch.foreign_write(self, name)
             elif (not watched.flags & bits_of_flag[name]) is not (not value):
                 watch.flag_changed(watched, name, bool(value))
 
-        __setattr__.__code__ = __setattr__.__code__.replace(co_filename="<minitrainer.trace wrapper>")
+        __setattr__.__code__ = __setattr__.__code__.replace(co_filename=SOURCE_NAME)
         self.patches.replace(control_class, "__setattr__", __setattr__)
 
     def flag_changed(self, watched: Watched, flag: str, new: bool) -> None:
@@ -759,7 +825,7 @@ class Observer:
         recorder.put(FLAG, fields if how == "set" else (*fields, recorder.name(how)))
 
     def _adopt_control(self, watched: Watched, control: Any) -> None:
-        watched.control_id = id(control)
+        watched.control = control
         watched.flags = _bits(control)
 
     def _replace_control(self, watched: Watched, control: Any, by: str) -> None:
@@ -794,24 +860,26 @@ class Observer:
         def __setattr__(self: Any, name: str, value: Any) -> None:
             original(self, name, value)
             watched = watch.current
-            if watched is None or id(self) != watched.state_id:
+            if watched is None or self is not watched.state:
                 return
-            old = watched.state_values.get(name)
+            values = watched.state_values
+            old = values.get(name)
             kind = type(value)
             if type(old) is kind:
                 if old == value:
                     return
-                if (kind is float or kind is int) and watch.callback_class is None:
-                    frame = frame_of(1)
-                    site = sites.get((id(frame.f_code), frame.f_lasti))
-                    if site is not None and site[0] is frame.f_code:
-                        watched.state_values[name] = value
-                        watch.recorder.state(site[1], site[2], old, value)
-                        return
+                if (kind is int or kind is float) and watch.callback_class is None:
+                    site = sites.get(name)
+                    if site is not None:
+                        frame = frame_of(1)
+                        if frame.f_code is site[0] and frame.f_lasti == site[1]:
+                            values[name] = value
+                            watch.recorder.state(site[2], site[3], old, value)
+                            return
             if name not in UNWATCHED_STATE_FIELDS:
                 watch.state_changed(watched, name, value)
 
-        __setattr__.__code__ = __setattr__.__code__.replace(co_filename="<minitrainer.trace wrapper>")
+        __setattr__.__code__ = __setattr__.__code__.replace(co_filename=SOURCE_NAME)
         self.patches.replace(state_class, "__setattr__", __setattr__)
 
     def state_changed(self, watched: Watched, field: str, value: Any) -> None:
@@ -828,13 +896,13 @@ class Observer:
             site = self.authors.site(frame, cls.__name__ if cls is not None else "")
             field_id, site_id = self.recorder.name(field), self.recorder.name((site.by, site.file, site.line))
             if site.role == BY_TRAINER and cls is None and self.authors.knows(frame):
-                self._state_sites[id(frame.f_code), frame.f_lasti] = frame.f_code, field_id, site_id
+                self._state_sites[field] = frame.f_code, frame.f_lasti, field_id, site_id
             self.recorder.state(field_id, site_id, old, new)
         except Exception as error:
             self.trouble("TrainerState.__setattr__", error)
 
     def _adopt_state(self, watched: Watched, state: Any) -> None:
-        watched.state_id = id(state)
+        watched.state = state
         watched.state_values = {
             field: _plain_state(value) for field, value in vars(state).items() if field not in UNWATCHED_STATE_FIELDS
         }
@@ -921,27 +989,22 @@ class Observer:
         """The names that a body with hooks before and after refers to."""
         where = after.__name__ if after.__name__ != "_nothing" else before.__name__
         return {
-            "_t_before": self._timed(before) if before.__name__ in TIMED else before,
-            "_t_after": self._timed(after) if after.__name__ in TIMED else after,
+            "_t_before": self._timed(before) if before.__name__ in RARE else before,
+            "_t_after": self._timed(after) if after.__name__ in RARE else after,
             "_t_trouble": functools.partial(self.trouble, where),
         }
 
     def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """A hook that adds its time to the recorder's cost: every call of a rare one, one call in eight of others."""
-        recorder, in_so_many = self.recorder, TIMED[hook.__name__]
-        calls = 0
+        """A hook that adds its time to the recorder's cost."""
+        recorder = self.recorder
 
         @functools.wraps(hook)
         def run(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls % in_so_many:
-                return hook(*arguments)
-            started = perf_counter()
+            started = thread_time()
             try:
                 return hook(*arguments)
             finally:
-                recorder.slow_us += (perf_counter() - started) * 1e6 * in_so_many
+                recorder.cost.rare_s += thread_time() - started
 
         return run
 
@@ -957,15 +1020,26 @@ class Observer:
             self._batch = self._samples(inputs, "train")
 
     def _samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
-        rows, labels, digest, indices = self.batches.of(inputs, self._now().label_name)
+        cost = self.recorder.cost
+        cost.micro_batches += 1
+        is_timed = not cost.micro_batches % COST_SAMPLE
+        if is_timed:
+            cost.time_a_call()
+            started = thread_time()
+        rows, labels, digest, indices = self.batches.of(inputs, self.current.label_name)  # type: ignore[union-attr]
         fields = (rows, labels, digest, indices)
         self.recorder.put(SAMPLES, fields if split == "train" else (*fields, split))
+        if is_timed:
+            cost.micro_batch_s.append(thread_time() - started)
         return rows, labels
 
     def compute_loss_ends(self, trainer: Any, token: Any, result: Any) -> None:
         if self._in_training_step:
-            loss = result[0] if isinstance(result, (tuple, list)) and result else result
-            self._loss = keep(loss) if isinstance(loss, self._tensor_class) else None
+            if isinstance(result, self._tensor_class):
+                self._loss = keep(result)
+            else:
+                loss = result[0] if isinstance(result, (tuple, list)) and result else None
+                self._loss = keep(loss) if isinstance(loss, self._tensor_class) else None
 
     def training_step_ends(self, trainer: Any, token: Any, result: Any) -> None:
         self._in_training_step -= 1
@@ -1133,11 +1207,14 @@ class Observer:
         if watched is None or id(accelerator) != watched.accelerator_id or not self._is_here() or max_norm is None:
             return
         limit = float(max_norm)
-        if isinstance(norm, self.torch.Tensor) and not norm.is_cpu:
+        if not isinstance(norm, self._tensor_class):
+            if norm is not None:
+                self.recorder.gradient_norm(float(norm), limit)
+        elif norm.is_cpu:
+            self.recorder.gradient_norm(norm.item(), limit)
+        else:
             watched.training.grad_norms.append(norm.detach())
             self.recorder.put(GRAD_NORM, (None, number(limit)))
-        elif norm is not None:
-            self.recorder.gradient_norm(float(norm), limit)
 
     def _is_here(self) -> bool:
         """Whether a Trainer is in focus and this is its thread."""
@@ -1146,13 +1223,27 @@ class Observer:
     def optimizer_step_ends(self, optimizer: Any, closure: Any, result: Any) -> None:
         """The rates that the step used: it does not change them."""
         watched = self.current
-        if watched is not None and id(optimizer) == watched.optimizer_id and self._is_here():
+        if (
+            watched is not None
+            and id(optimizer) == watched.optimizer_id
+            and self.trainer_id
+            and get_ident() == self.thread
+        ):
+            try:
+                skipped = optimizer._is_overflow  # what accelerate's property `step_was_skipped` returns
+            except AttributeError:
+                skipped = bool(getattr(optimizer, "step_was_skipped", False))
             groups = getattr(optimizer, "optimizer", optimizer).param_groups
-            self.recorder.rates(OPTIMIZER_STEP, groups, bool(getattr(optimizer, "step_was_skipped", False)))
+            self.recorder.rates(OPTIMIZER_STEP, groups, skipped)
 
     def scheduler_step_ends(self, scheduler: Any, argument: Any, result: Any) -> None:
         watched = self.current
-        if watched is not None and id(scheduler) == watched.scheduler_id and self._is_here():
+        if (
+            watched is not None
+            and id(scheduler) == watched.scheduler_id
+            and self.trainer_id
+            and get_ident() == self.thread
+        ):
             self.recorder.rates(SCHEDULER_STEP, scheduler.optimizer.param_groups)
 
     def _hook_scheduler(self, watched: Watched) -> None:
@@ -1215,6 +1306,7 @@ class Observer:
         parts = _library_parts(root)
         self._survey(root, parts)
         self.recorder = recorder_of()
+        self.recorder.cost.call = self._empty_call()
         for part, hook in (("TrainerControl", self.hook_control), ("TrainerState", self.hook_state)):
             if part in parts:
                 hook(parts[part])
@@ -1225,6 +1317,24 @@ class Observer:
         self._hook_module(sys.modules[root.__module__])
         self._hook_accelerate()
         self._hook_loader()
+
+    def _empty_call(self) -> Callable[[], Any]:
+        """A hooked method that does nothing, whose rows go nowhere: what it takes is what a call takes."""
+        owner = object()
+        nowhere: Any = SimpleNamespace(position=0, entered=0, events=0, map=bytearray(64))
+        names = {
+            "_t_watch": SimpleNamespace(trainer=owner, thread=self.thread),
+            "_t_ident": get_ident,
+            "_t_name": 1,
+            **wrapper_names(nowhere),
+        }
+        wrapper = wrapper_of(_does_nothing, METHOD, names)
+
+        def call() -> None:
+            nowhere.position = 0
+            wrapper(owner)
+
+        return call
 
     def _survey(self, root: type, parts: dict[str, type]) -> None:
         """List what is there to hook, and what is not."""
@@ -1303,23 +1413,28 @@ class Observer:
         from torch.utils.data import dataloader
 
         iterator_class: Any = dataloader._BaseDataLoaderIter
-        batches, thread = self.batches, self.thread
+        fetched, drawn, ident, thread = (
+            self.batches.batch_was_fetched,
+            self.batches.index_was_drawn,
+            get_ident,
+            self.thread,
+        )
         next_batch, next_index = iterator_class.__next__, iterator_class._next_index
         watch = self
 
         def __next__(self: Any) -> Any:
             batch = next_batch(self)
-            if watch.trainer_id and get_ident() == thread:
+            if watch.trainer_id and ident() == thread:
                 try:
-                    batches.batch_was_fetched(self, batch)
+                    fetched(self, batch)
                 except Exception as error:
                     watch.trouble("DataLoader.__next__", error)
             return batch
 
         def _next_index(self: Any) -> Any:
             index = next_index(self)
-            if watch.trainer_id and get_ident() == thread:
-                batches.index_was_drawn(self, index)
+            if watch.trainer_id and ident() == thread:
+                drawn(self, index)
             return index
 
         self.patches.replace(iterator_class, "__next__", __next__)
@@ -1351,6 +1466,7 @@ class Observer:
         """Put everything back. Frames that are still running pass through from now on."""
         self._closed = True
         self.trainer_id = 0
+        self.trainer = None
         self.event_control = None
         trainers = [watched.ref() for watched in self._watched.values()]
         self.current = None
@@ -1399,22 +1515,13 @@ PROBES: dict[str, Probe] = {
     "train": _FILES,
 }
 
-TIMED = {
-    "training_step_begins": 8,
-    "prediction_step_begins": 8,
-    "log_begins": 1,
-    "log_ends": 1,
-    "evaluation_ends": 1,
-    "files_begin": 1,
-    "files_end": 1,
-    "rng_load_ends": 1,
-    "metrics_gather_ends": 8,
-    "legacy_gather_ends": 1,
-}
-"""Hooks that do more than write a row, and one in how many of their calls is timed."""
-
-EVENTS_LOOKED_AT = frozenset({"on_train_begin", "on_log", "on_train_end", "on_init_end"})
-"""Events before whose callbacks there is something to look at."""
+RARE = frozenset(
+    """
+    log_begins log_ends evaluation_ends files_begin files_end module_files_begin module_files_end rng_load_ends
+    legacy_gather_ends
+    """.split()
+)
+"""Hooks that do more than write a row and run once in many steps: each of their calls is timed."""
 
 MOVED_TO_MODULE = {"_nested_gather": "nested_gather", "_rotate_checkpoints": "rotate_checkpoints"}
 """Methods that a later version made a function of the Trainer's module."""
@@ -1429,8 +1536,9 @@ OUTSIDE = {
 """Hooked points outside the Trainer: module, class, attribute."""
 
 
-_pack_callback, _CALLBACK_BYTES = PACKED[CALLBACK].pack_into, PACKED[CALLBACK].size
-_pack_callback_end, _CALLBACK_END_BYTES = PACKED[CALLBACK_END].pack_into, PACKED[CALLBACK_END].size
+def _does_nothing(self: Any) -> None:
+    """What `Observer._empty_call` hooks."""
+
 
 # -- small questions ---------------------------------------------------------------------------------------
 

@@ -18,12 +18,14 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import statistics
 import struct
 import sys
 import warnings
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, perf_counter_ns, thread_time
 from types import FrameType
 from typing import Any
 
@@ -33,6 +35,8 @@ from minitrainer.trace import events
 from minitrainer.trace.patching import SOURCE_NAME
 from minitrainer.trace.rows import (
     CALL,
+    CALLBACK,
+    CALLBACK_END,
     CODES,
     DEFINITION,
     FIELDS,
@@ -57,7 +61,7 @@ NOWHERE = 1 << 62
 """Position of a recorder that has stopped: no row fits there, so every writer ends in `overflow`."""
 
 COST_SAMPLE = 32
-"""The recorder times itself on one row in so many; the clock on every row would double what it measures."""
+"""The recorder times itself on one micro-batch in so many; the clock on every row would double what it measures."""
 
 NOT_A_NUMBER = math.nan
 """How a packed row says that there is no number."""
@@ -66,6 +70,47 @@ OVERFLOWS = (struct.error, ValueError, TypeError)
 """What packing raises where there is no room, or no map any more."""
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+class Cost:
+    """What a recorder takes, measured while it runs, in seconds of this thread's processor time.
+
+    Waiting for other programs is not part of it. Hooks that run seldom are timed each time. One micro-batch in
+    `COST_SAMPLE` is timed, and at that moment also an empty call that is hooked like any other, as cold as the others;
+    the medians, times how often, stand for the rest.
+
+    Attributes:
+        rare_s: all that was timed each time.
+        micro_batches: how often the samples of a micro-batch were recorded; micro_batch_s: what some of these took.
+        call: the empty call; call_s: what its two rows took, each time.
+    """
+
+    __slots__ = ("call", "call_s", "micro_batch_s", "micro_batches", "rare_s")
+
+    def __init__(self) -> None:
+        self.rare_s = 0.0
+        self.micro_batches = 0
+        self.micro_batch_s: list[float] = []
+        self.call: Callable[[], Any] = _nothing
+        self.call_s: list[float] = []
+
+    def time_a_call(self) -> None:
+        begin = thread_time()
+        _nothing()
+        middle = thread_time()
+        self.call()
+        self.call_s.append(thread_time() - middle - (middle - begin))
+
+    def total_us(self, rows: int) -> int:
+        if not self.call_s:  # a short run
+            self.time_a_call()
+        call_s = statistics.median(self.call_s)
+        micro_batch_s = statistics.median(self.micro_batch_s) if self.micro_batch_s else 0.0
+        return int(1e6 * (self.rare_s + call_s * rows / 2 + micro_batch_s * self.micro_batches))
+
+
+def _nothing() -> None:
+    """What an empty call takes without a hook."""
 
 
 class Recorder:
@@ -80,7 +125,7 @@ class Recorder:
         map: the mapped file. The wrappers of patched methods pack their two rows into it themselves (see probes.py).
         entered: calls so far. A call has two rows, the second a return or a raise.
         events: packed rows of events and callbacks so far.
-        slow_us: time spent in hooks that do more than write a row; they add to it themselves.
+        cost: what all this takes.
         dropped: rows that came after the disk was full.
         names: the interned names.
     """
@@ -89,16 +134,16 @@ class Recorder:
         "__weakref__",
         "_allocated_bytes",
         "_clock",
+        "_clock_ns",
         "_encode",
         "_end",
         "_file",
         "_full",
         "_other_rows",
         "_pid",
-        "_sampled_s",
-        "_samples",
         "_segment_bytes",
         "closed",
+        "cost",
         "dropped",
         "entered",
         "events",
@@ -106,7 +151,6 @@ class Recorder:
         "names",
         "path",
         "position",
-        "slow_us",
     )
 
     def __init__(self, path: str | os.PathLike[str], head: events.Head):
@@ -114,9 +158,8 @@ class Recorder:
         self.names = Names()
         self.position = 0
         self.entered = self.events = self.dropped = self._other_rows = 0
-        self.slow_us = 0.0
+        self.cost = Cost()
         self.closed = False
-        self._sampled_s, self._samples = 0.0, 0
         self._encode = msgspec.json.Encoder().encode
         self._pid = os.getpid()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +172,8 @@ class Recorder:
         self._allocated_bytes = 0
         self._full = False
         self._end = 0
-        self._clock = perf_counter()
+        self._clock_ns = perf_counter_ns()
+        self._clock = self._clock_ns / 1e9
         process = None if head.process is None else {**head.process, "clock": self._clock}
         self._start(self._encode(msgspec.structs.replace(head, process=process or {"clock": self._clock})))
         _open_recorders.add(self)
@@ -144,57 +188,55 @@ class Recorder:
     def state(self, field: int, site: int, old: Any, new: Any) -> None:
         """A field of the state; two integers or two floats are packed."""
         kind = type(new)
-        try:
-            if type(old) is not kind:
-                raise ValueError
-            if kind is float:
-                _pack_floats(
-                    self.map, self.position, STATE_OF_FLOATS, field, site, old, new, perf_counter(), LINE_FEED
-                )
-            elif kind is int:
-                _pack_integers(
-                    self.map, self.position, STATE_OF_INTEGERS, field, site, old, new, perf_counter(), LINE_FEED
-                )
-            else:
-                raise ValueError
-            self.position += _STATE_BYTES
-            self._other_rows += 1
-        except OVERFLOWS:
-            self.put(STATE, (field, old, new, site))
+        if type(old) is kind and (kind is int or kind is float):
+            position = self.position
+            try:
+                if kind is float:
+                    _pack_floats(self.map, position, STATE_OF_FLOATS, field, site, old, new, perf_counter(), LINE_FEED)
+                else:
+                    _pack_integers(
+                        self.map, position, STATE_OF_INTEGERS, field, site, old, new, perf_counter(), LINE_FEED
+                    )
+                self.position = position + _STATE_BYTES
+                self._other_rows += 1
+                return
+            except OVERFLOWS:
+                pass
+        self.put(STATE, (field, old, new, site))
 
     def gradient_norm(self, norm: float, limit: float) -> None:
+        position = self.position
         try:
-            _pack_norm(self.map, self.position, _NORM_CODE, norm, limit, perf_counter(), LINE_FEED)
-            self.position += _NORM_BYTES
+            _pack_norm(self.map, position, _NORM_CODE, norm, limit, perf_counter(), LINE_FEED)
+            self.position = position + _NORM_BYTES
             self._other_rows += 1
         except OVERFLOWS:
             self.put(_NORM_CODE, (number(norm), number(limit), norm > limit))
 
     def rates(self, code: int, groups: list[dict[str, Any]], skipped: bool = False) -> None:
         """A step of the optimizer or the scheduler, with the rate of each parameter group."""
-        try:
-            first, second = groups  # most models have two: with weight decay and without
-            rate, rate_of_second = first["lr"], second["lr"]
-            if type(rate) is not float or type(rate_of_second) is not float:
-                raise ValueError
-            _pack_two_rates(self.map, self.position, code, 2, skipped, rate, rate_of_second, perf_counter(), LINE_FEED)
-            self.position += _TWO_RATES_BYTES
-            self._other_rows += 1
-        except OVERFLOWS:
-            values = [_rate(group["lr"]) for group in groups]
-            self.put(code, (values, True) if skipped else (values,))
+        if len(groups) == 2:  # most models have two: with weight decay and without
+            rate, rate_of_second = groups[0]["lr"], groups[1]["lr"]
+            if type(rate) is float and type(rate_of_second) is float:
+                position = self.position
+                try:
+                    _pack_two_rates(
+                        self.map, position, code, 2, skipped, rate, rate_of_second, perf_counter(), LINE_FEED
+                    )
+                    self.position = position + _TWO_RATES_BYTES
+                    self._other_rows += 1
+                    return
+                except OVERFLOWS:
+                    pass
+        values = [_rate(group["lr"]) for group in groups]
+        self.put(code, (values, True) if skipped else (values,))
 
     # -- any row ------------------------------------------------------------------------
 
     def put(self, code: int, fields: tuple[Any, ...]) -> None:
         """Write a row as an array."""
-        now = perf_counter()
-        line = self._encode((code, int((now - self._clock) * 1e6), *fields))
-        self._write(line)
+        self._write(self._encode((code, (perf_counter_ns() - self._clock_ns) // 1000, *fields)))
         self._other_rows += 1
-        if not self._other_rows % COST_SAMPLE:
-            self._sampled_s += perf_counter() - now
-            self._samples += 1
 
     def record(self, record: events.Record) -> None:
         """Write a typed record of kind 10 or higher (see `rows.PLAIN_RECORDS`)."""
@@ -213,23 +255,24 @@ class Recorder:
         return number
 
     def overflow(self, code: int, name: int) -> None:
-        """Write a call (or a return, where `name` is 0) that a wrapper could not pack.
-
-        The wrapper moves `position` on by the packed size right afterwards, so it is set back by that much here.
-        """
-        now = int((perf_counter() - self._clock) * 1e6)
+        """Write a call (or a return, where `name` is 0) that a wrapper could not pack."""
+        now = (perf_counter_ns() - self._clock_ns) // 1000
         self._write(self._encode((code, now, name) if name else (code, now)))
-        self.position -= _CALL_BYTES if name else _RETURN_BYTES
 
     def _write(self, line: bytes) -> None:
         if self.closed:  # what was entered before the end still returns through its wrapper
             return
-        size = len(line) + 1
-        if self.position + size > len(self.map) and not self._grow(size):
-            self.dropped += 1
-            return
-        self.map[self.position : self.position + size] = line + b"\n"
-        self.position += size
+        position = self.position
+        end = position + len(line) + 1
+        try:
+            self.map[position:end] = line + b"\n"
+            self.position = end
+        except (IndexError, ValueError):  # the map is too short
+            if not self._grow(end - position):
+                self.dropped += 1
+                return
+            self.map[position:end] = line + b"\n"
+            self.position = end
 
     # -- space on the disk -----------------------------------------------------------------
 
@@ -291,14 +334,13 @@ class Recorder:
                     self.map.resize(self._allocated_bytes)
                 except (OSError, SystemError, ValueError):
                     pass
-            row_s = self._sampled_s / self._samples if self._samples else 0.0
             end = events.End(
                 rows=self.rows,
                 dropped=self.dropped,
-                cost_us=int(self.slow_us + row_s * self.rows * 1e6),
+                cost_us=self.cost.total_us(self.rows),
                 bytes_per_row=round(position / self.rows, 1),
             )
-            now_us = int((perf_counter() - self._clock) * 1e6)
+            now_us = (perf_counter_ns() - self._clock_ns) // 1000
             line = self._encode((CODES[events.End], now_us, *(getattr(end, name) for name in FIELDS[events.End])))
             if position + len(line) + 1 <= len(self.map):
                 self.map[position : position + len(line) + 1] = line + b"\n"
@@ -323,7 +365,6 @@ _pack_floats, _pack_integers = PACKED[STATE_OF_FLOATS].pack_into, PACKED[STATE_O
 _STATE_BYTES = PACKED[STATE_OF_FLOATS].size
 _NORM_CODE = CODES[events.GradNorm]
 _pack_norm, _NORM_BYTES = PACKED[_NORM_CODE].pack_into, PACKED[_NORM_CODE].size
-_CALL_BYTES, _RETURN_BYTES = PACKED[CALL].size, PACKED[RETURN].size
 
 
 def _rate(rate: Any) -> events.Number:
@@ -353,6 +394,8 @@ def wrapper_names(recorder: Recorder) -> dict[str, Any]:
         "_t_clock": perf_counter,
         "_t_pack_call": PACKED[CALL].pack_into,
         "_t_pack_return": PACKED[RETURN].pack_into,
+        "_t_pack_callback": PACKED[CALLBACK].pack_into,
+        "_t_pack_callback_end": PACKED[CALLBACK_END].pack_into,
         "_t_overflows": OVERFLOWS,
     }
 

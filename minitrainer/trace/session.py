@@ -82,7 +82,7 @@ class Session:
             except OSError as error:
                 raise UsageError(f"the trace {self.path} can't be written: {error.strerror or error}") from error
 
-        begun = time.perf_counter()
+        begun = time.thread_time()
         observer.attach(classes, open_recorder)
         self.observer, self.recorder = observer, observer.recorder
         if self._target is not None:
@@ -92,7 +92,7 @@ class Session:
             observer.announce(watched)
         else:
             _instrument_new_subclasses(observer, classes)
-        self.recorder.slow_us += (time.perf_counter() - begun) * 1e6
+        self.recorder.cost.rare_s += time.thread_time() - begun
         return self
 
     def stop(self) -> None:
