@@ -255,7 +255,7 @@ def compare_audits(findings: Findings, run_a: Run, run_b: Run) -> list[str]:
         audit_a, audit_b = audit_run(run_a), audit_run(run_b)
     except UsageError:
         return []  # no pass showed logits with labels
-    said: dict[str, list[str]] = {}
+    said: dict[tuple[str, str], list[str]] = {}
     for check_a, check_b in itertools.product(audit_a.checks, audit_b.checks):
         off_a, off_b = check_a.off, check_b.off
         if check_a.what != check_b.what or abs(off_a - off_b) <= A_FACTOR * max(off_a, off_b):
@@ -272,11 +272,13 @@ def compare_audits(findings: Findings, run_a: Run, run_b: Run) -> list[str]:
         side, counts = ("B", audit_b.counts) if worse is check_b else ("A", audit_a.counts)
         numbers = f"{worse.was[at]:.6g} at step {step}, should be {worse.should[at]:.6g}"
         finding.note = f"In {side} it is {numbers}. {explanation(worse, counts)}"
-        named = f"{worse.off:.3f} × what it should be{_equals(worse.off, counts)}, in {side}"
-        said.setdefault(named, []).append(check_a.what)
-    return [
-        f"{' and '.join(whats)} {'is' if len(whats) == 1 else 'are each'} {named}" for named, whats in said.items()
-    ]
+        named = f"{worse.off:.3f} × the true one{_equals(worse.off, counts)}"
+        said.setdefault((side, named), []).append(check_a.what)
+    sentences = []
+    for (side, named), whats in said.items():
+        names = " and ".join(filter(None, [", ".join(whats[:-1]), whats[-1]]))
+        sentences.append(f"in {side} {names} {'is' if len(whats) == 1 else 'are each'} {named}")
+    return sentences
 
 
 def _is_audited(run: Run) -> bool:

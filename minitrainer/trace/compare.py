@@ -865,6 +865,14 @@ def record_both(
     return folders[0], folders[1]
 
 
+class NoTrace(UsageError):
+    """A run left no trace. `reason` is its own complaint."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 LOG_NAME = "run.log"
 """What a run prints goes to this file beside its trace: two runs at a time can't share a screen."""
 
@@ -880,7 +888,7 @@ def record(
     """Run a scenario or script with one Trainer in a process of its own and leave its trace in `folder`.
 
     Raises:
-        UsageError: the run left no trace; its own complaint is in the message.
+        NoTrace: the run left no trace.
     """
     from minitrainer.trace import scenarios
     from minitrainer.trace.running import _made, _trace_folder
@@ -899,9 +907,10 @@ def record(
         status = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False).returncode
     if status == 0:
         return
-    said = f"{what} with {trainer} ended with status {status}: {_complaint(log)}"
+    reason = _complaint(log)
+    said = f"{what} with {trainer} ended with status {status}: {reason}"
     if not any(folder.glob("rank*.rows")):
-        raise UsageError(f"{said} (all that it printed is in {log})")
+        raise NoTrace(said, reason)
     print(f"{said}; its trace is taken as far as it goes", file=sys.stderr, flush=True)
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minitrainer.trace import plans
-from minitrainer.trace.compare import Comparison, compare_runs, record
+from minitrainer.trace.compare import Comparison, NoTrace, compare_runs, record
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.findings import Finding
 
@@ -66,11 +67,11 @@ class Search:
                 self.skipped[version] = reason
             return None if reason else folder
         _remove_unfinished(folder)
-        print(f"recording with transformers {version}", flush=True)
         try:
             record(f"transformers=={version}", self.what, self.words, folder, self.nproc)
-        except UsageError as error:
-            self.skipped[version] = str(error)
+        except NoTrace as error:
+            self.skipped[version] = error.reason
+            print(f"skipped {version}: {error.reason}", file=sys.stderr, flush=True)
             # Not written down as done: what could not be fetched today may be had tomorrow.
             return None
         done.write_text("", encoding="utf-8")
@@ -106,7 +107,10 @@ def since(search: Search, first: str) -> list[tuple[str, str, Comparison]]:
             compared.append((before[0], version, compare_runs(before[1], trace)))
         before = version, trace
     if not compared:
-        raise UsageError("fewer than two versions could be recorded: " + _why(search.skipped))
+        raise UsageError(
+            f"fewer than two versions could be recorded, {', '.join(search.skipped)} could not: "
+            + next(iter(search.skipped.values()), "there is no later milestone")
+        )
     return compared
 
 
@@ -211,10 +215,6 @@ def _chosen(comparison: Comparison, wanted: str | None, good: str, bad: str) -> 
             return finding
     names = "; ".join(f"{i}. {finding.name}" for i, finding in enumerate(findings[:30], start=1))
     raise UsageError(f"there is no finding {wanted!r} between {good} and {bad}; there are {names}")
-
-
-def _why(skipped: dict[str, str]) -> str:
-    return "; ".join(f"{version}: {reason}" for version, reason in skipped.items()) or "no version was named"
 
 
 # -- the commands ----------------------------------------------------------------------------------------

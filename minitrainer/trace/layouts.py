@@ -59,6 +59,23 @@ LONGEST_LAYOUT = 2_000
 
 MOST_LAYOUTS = 400
 
+MALFORMED = (
+    msgspec.MsgspecError,
+    struct.error,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What decoding raises for a row that is none of this schema."""
+
+
+def _malformed(head: events.Head) -> UsageError:
+    return UsageError(f"trace of rank {head.rank}: a row is not a row of this schema")
+
 
 class Piece(NamedTuple):
     """One row of a recording, without its clock.
@@ -189,13 +206,23 @@ class Layout:
         return self._compiled.fullmatch(data, begin, end)
 
     def row(self, position: int, values: Values) -> Any:
-        """One portable record of a block with these values."""
+        """One portable record of a block with these values.
+
+        Raises:
+            UsageError: the row is malformed.
+        """
         slot = self.slots[position]
         if slot is None:
             return self.rows[position]
+        try:
+            return self._decoded(position, values[slot])
+        except MALFORMED as error:
+            raise _malformed(self._head) from error
+
+    def _decoded(self, position: int, value: bytes) -> Any:
         decoder = RowDecoder(self._head, [])
         decoder.names = self._names
-        recorded: Any = decoder.decode(_array_of(self._pieces[position], values[slot]))
+        recorded: Any = decoder.decode(_array_of(self._pieces[position], value))
         record: Any = next(portable([recorded]))
         if type(record) is events.State:  # who the author is depends on the calls around it
             record.by = self.rows[position].by
@@ -205,7 +232,10 @@ class Layout:
 
     def lines(self, values: Values) -> list[bytes]:
         """The portable form of a block with these values."""
-        return [rows.encode_canonical(self.row(position, values)) for position in range(len(self.rows))]
+        try:
+            return [rows.encode_canonical(self.row(position, values)) for position in range(len(self.rows))]
+        except MALFORMED as error:
+            raise _malformed(self._head) from error
 
 
 def _subject(piece: Piece, record: Any) -> Hashable:
@@ -247,8 +277,8 @@ class RecordedBlocks:
         try:
             self._cut(cutter)
             self._lay_out()
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
-            raise UsageError(f"{self.path} holds a row that is not a row of this schema") from error
+        except MALFORMED as error:
+            raise UsageError(f"{self.path}: a row is not a row of this schema") from error
 
     def __enter__(self) -> RecordedBlocks:
         return self
@@ -267,9 +297,12 @@ class RecordedBlocks:
             match = layout.match(self._bytes, self._starts[index], self._starts[index + 1])
             assert match is not None
             return layout, match.groups()
-        pieces = self._pieces(index)
-        values = tuple(piece.value for piece in pieces if piece.value is not None)
-        return Layout(pieces, self._before[index], self._names, self.head), values
+        try:
+            pieces = self._pieces(index)
+            values = tuple(piece.value for piece in pieces if piece.value is not None)
+            return Layout(pieces, self._before[index], self._names, self.head), values
+        except MALFORMED as error:
+            raise _malformed(self.head) from error
 
     def block(self, index: int) -> bytes:
         """The portable form of a block: its lines, each with its line feed."""

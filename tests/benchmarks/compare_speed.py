@@ -2,10 +2,11 @@
 
     python tests/benchmarks/compare_speed.py [--rows 1000000] [--seconds 1.5] [--megabytes 300]
 
-Four pairs of portable files: a trace and its copy; one with a hundred small edits; one in which every step has six
-more rows; one in which every gradient norm differs. Each pair also at a quarter of the rows, to show that time grows
-linearly. Last, a pair of recordings, which are brought to the portable form first (no limit is set for those). Each
-comparison runs in a process of its own. The seconds are of the processor.
+Two forms of trace, recordings (packed rows with a clock in each, as the recorder writes them) and portable files; four
+pairs of each: a trace and a second one that differs in its clocks only; one with some hundred small edits; one in which
+every step has six more rows; one in which every gradient norm differs. Each pair also at a quarter of the rows, to show
+that time grows linearly: four times the rows may take no more than five times what a trace takes beyond the start of
+Python. Each comparison runs in a process of its own. The seconds are of the processor.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from pathlib import Path
 import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
+from packing import write_packed
 from reading_speed import long_trace, measured
 
 from minitrainer.trace import events
 from minitrainer.trace.events import Record
-from minitrainer.trace.rows import write_canonical, write_rows
+from minitrainer.trace.rows import write_canonical
 
 
 def edited(records: Iterable[Record]) -> Iterator[Record]:
-    """A hundred or so gradient norms off by a little, or left out."""
+    """Some hundred gradient norms off by a little, or left out."""
     dice = random.Random(1)
     for record in records:
         if type(record) is events.GradNorm and dice.random() < 0.003:
@@ -55,12 +58,20 @@ def other_norms(records: Iterable[Record]) -> Iterator[Record]:
         yield record
 
 
+SAME = "the same"
+
 PAIRS: dict[str, Callable[[Iterable[Record]], Iterable[Record]]] = {
-    "the same": iter,
-    "a hundred edits": edited,
+    SAME: iter,
+    "some hundred edits": edited,
     "six more rows a step": with_more_events,
     "every norm differs": other_norms,
 }
+
+
+FORMS = (("recording", ".rows"), ("portable file", ".jsonl"))
+
+MOST_GROWTH = 5.0
+"""Times the seconds that four times the rows may take."""
 
 
 def main() -> int:
@@ -70,29 +81,47 @@ def main() -> int:
     parser.add_argument("--megabytes", type=float, default=300.0)
     options = parser.parse_args()
     over = 0
-    print(f"{'pair':<24}{'rows':>12}{'processor':>12}{'wall clock':>12}{'memory':>12}")
+    compared = 0
+    start_s = measured([sys.executable, "-m", "minitrainer.trace", "compare", "--help"])[0]
+    print(f"{'form':<15}{'pair':<22}{'rows':>10}{'processor':>12}{'wall clock':>12}{'memory':>10}")
     with tempfile.TemporaryDirectory() as folder:
-        a, b = Path(folder) / "a.jsonl", Path(folder) / "b.jsonl"
-        for rows in (options.rows // 4, options.rows):
-            write_canonical(long_trace(rows), a, level="portable")
-            for name, edit in PAIRS.items():
-                write_canonical(edit(long_trace(rows)), b, level="portable")
-                over += report(name, rows, [str(a), str(b)], options.seconds, options.megabytes)
-        rows = options.rows // 4
-        write_rows(long_trace(rows), a.with_suffix(".rows"))
-        report("recordings", rows, [str(a.with_suffix(".rows"))] * 2, float("inf"), float("inf"))
-    print(f"limits: {options.seconds:g} s of the processor, {options.megabytes:g} MB; {over} over")
+        for form, ending in FORMS:
+            a, b = Path(folder) / f"a{ending}", Path(folder) / f"b{ending}"
+            first_s: dict[str, float] = {}
+            for count in (options.rows // 4, options.rows):
+                write(long_trace(count), a, clock=100.0)
+                for name, edit in PAIRS.items():
+                    write(edit(long_trace(count)), b, clock=777.0)
+                    command = [sys.executable, "-m", "minitrainer.trace", "compare", str(a), str(b)]
+                    processor_s, wall_s, used_mb, status = measured(command)
+                    expected = 0 if name == SAME else 1
+                    growth = (processor_s - start_s) / max(first_s.setdefault(name, processor_s) - start_s, 0.05)
+                    wrong = [
+                        said
+                        for said, is_so in (
+                            ("too slow", processor_s > options.seconds),
+                            ("too much memory", used_mb > options.megabytes),
+                            (f"exit status {status}", status != expected),
+                            (f"{growth:.1f} times as long", growth > MOST_GROWTH),
+                        )
+                        if is_so
+                    ]
+                    over += bool(wrong)
+                    compared += 1
+                    numbers = f"{count:>10,}{processor_s:>10.2f} s{wall_s:>10.2f} s{used_mb:>7.0f} MB"
+                    print(f"{form:<15}{name:<22}{numbers}  {', '.join(wrong)}".rstrip(), flush=True)
+    print(f"limits: {options.seconds:g} s of the processor, {options.megabytes:g} MB; {over} of {compared} over")
     return 1 if over else 0
 
 
-def report(name: str, rows: int, words: list[str], seconds: float, megabytes: float) -> bool:
-    """Compare once, print a line, and return whether a limit was passed."""
-    processor_s, wall_s, used_mb, status = measured([sys.executable, "-m", "minitrainer.trace", "compare", *words])
-    is_over = processor_s > seconds or used_mb > megabytes or status not in (0, 1)
-    mark = "  over the limit" if is_over else ""
-    print(f"{name:<24}{rows:>12,}{processor_s:>10.2f} s{wall_s:>10.2f} s{used_mb:>9.0f} MB{mark}", flush=True)
-    return is_over
+def write(records: Iterable[Record], path: Path, clock: float) -> None:
+    if path.suffix == ".jsonl":
+        write_canonical(records, path, level="portable")
+    else:
+        write_packed(records, path, clock)
 
 
 if __name__ == "__main__":
     sys.exit(main())
+
+# Read next: the other benchmarks beside this file.
