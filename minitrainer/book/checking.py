@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+import yaml
+
 from . import names, places, runs, statements
 from .errors import BookError
 from .pages import CHAPTERS, DIRECTIVES, ROOT, RUNS, Block, Page, all_pages
@@ -83,7 +85,8 @@ def check_whole(execute: bool = True) -> Findings:
     from . import generated
 
     found.wrong += generated.stale()
-    subjects = SUBJECTS if execute else [one for one in SUBJECTS if one not in ("compared outputs",)]
+    executed = ("Python blocks", "compared outputs", "commands")
+    subjects = [one for one in SUBJECTS if execute or one not in executed]
     found.wrong += [f"nothing was checked: no {what} anywhere" for what in subjects if not found.counts[what]]
     return found
 
@@ -96,8 +99,9 @@ def _form(page: Page, found: Findings) -> None:
     titles = [heading for heading in page.headings if heading.level == 1]
     if len(titles) != 1:
         found.wrong.append(f"{page.name}: a page has one title, `# …`, at its top; here are {len(titles)}")
-    if not page.text.startswith("---\n") or not re.search(r"^description: \S", page.text.split("\n---")[0], re.M):
-        found.wrong.append(f"{page.name}: begins with front matter: ---, `description: one sentence`, ---")
+    front = _front_matter(page)
+    if not isinstance(front, dict) or not str(front.get("description") or "").strip():
+        found.wrong.append(f"{page.name}: begins with front matter: ---, `description: one sentence`, --- (in YAML)")
     lines = page.prose.split("\n")
     for number, (line, following) in enumerate(zip(lines, lines[1:], strict=False), start=1):
         if re.match(r"\|(?: *:?-+:? *\|)+$", following) and re.search(r"\| *\|", line):
@@ -112,6 +116,15 @@ def _form(page: Page, found: Findings) -> None:
     if page.name not in NO_EXPERIMENT:
         found.counts["experiments"] += 1
         found.wrong += statements.tries(page)
+
+
+def _front_matter(page: Page) -> object:
+    """What stands between the first two `---`, read as YAML; None where it is none."""
+    match = re.match(r"---\n(.*?)\n---\n", page.text, re.DOTALL)
+    try:
+        return yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        return None
 
 
 def _blocks(page: Page, found: Findings) -> None:

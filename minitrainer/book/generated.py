@@ -93,7 +93,7 @@ def stale() -> list[str]:
 
 
 def _page(title: str, description: str, source: str, lines: list[str]) -> str:
-    head = ["---", f"description: {description}", "---", "", f"# {title}", "", NOTE.format(source=source), ""]
+    head = ["---", f'description: "{description}"', "---", "", f"# {title}", "", NOTE.format(source=source), ""]
     return "\n".join([*head, *lines]).rstrip() + "\n"
 
 
