@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     place_parser.add_argument("spec", nargs="+", metavar="FILE.py [NAME] [/ PHASE]")
     options = parser.parse_args(argv)
     try:
+        if not CHAPTERS.is_dir():
+            raise BookError(
+                "the chapters are not part of the installed package: run this in a clone of the repository"
+            )
         if options.command == "check":
             return _check(options)
         if options.command == "write":

@@ -156,7 +156,13 @@ def _claims(pages: list[Page]) -> str:
                     found.append(statements.claim(page, block))
     found.sort(key=lambda one: int(one.label[1:]))
     counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in statements.VERDICTS}
-    tally = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+    said = {
+        "holds": "hold",
+        "imprecise": "are imprecise",
+        "wrong": "are wrong",
+        "answered": "was a question, answered",
+    }
+    tally = ", ".join(f"{n} {said[verdict]}" for verdict, n in counts.items())
     lines = [
         "An article of August 2023 explains how `transformers.Trainer` 4.31.0 works. These are its claims, each held "
         "against recorded runs of the real 4.31.0.",

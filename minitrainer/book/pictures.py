@@ -7,7 +7,7 @@ and fonts come from the page (`chapters/assets/book.css`), so a picture reads in
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -279,14 +279,15 @@ def _draw_stop(drawing: Drawing, stop: _Stop, x: float, y: float, width: float, 
     names.append(stop.label + (f" {stop.count} times" if times else ""))
     style = "p-event" if stop.kind == "event" else "p-part" if stop.kind in PLURALS else "p-call"
     if not stop.below:
-        drawing.text(x + 8, y + 14, stop.label + times, style)
+        drawing.text(x + 8, y + 12, stop.label + times, style)
         return LINE - 2
     position = len(drawing.shapes)
     drawing.text(x + 8, y + 15, stop.label + times, style)
     height = LINE + 1.0
     for child in stop.below.values():
+        height += 2 if child.below else 0
         height += _draw_stop(drawing, child, x + 12, y + height, width - 18, names)
-    height += 5
+    height += 4
     box = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="5" class="p-box b-{html(stop.kind)}"/>'
     drawing.shapes.insert(position, box)
     drawing.reach(x + width, y + height)
@@ -378,11 +379,6 @@ def _shown(count: int) -> list[int | None]:
     if count <= MOST_BOXES:
         return list(range(count))
     return [*range(MOST_BOXES - 2), None, count - 1]
-
-
-def all_pictures() -> Iterator[str]:
-    """The kinds of pictures there are."""
-    yield from ("flag-life", "walk", "loss")
 
 
 # Read next: expand.py, which chooses between code, traces and pictures.
