@@ -166,7 +166,7 @@ def compare_runs(
             finding.note = RENAMED_METHODS.get(finding.subject, "")
         if finding.kind not in ignore:
             (comparison.renamed if finding.change == "renamed" else comparison.findings).append(finding)
-    recognise_what_follows(comparison.findings)
+    recognise_what_follows(found)
     if not comparison.findings:
         comparison.first = None
     if timing:
