@@ -178,7 +178,7 @@ def _names_in(
 ) -> Iterator[tuple[str, str, bool]]:
     if "<" in span and ">" in span and "/" in span:
         return  # HTML, or a place holder
-    rest = span
+    rest = re.sub(r"<[\w ]+>", " ", span)  # a place holder, as in `<HUB_TOKEN>`
     for found in _FILE.findall(span):
         if "*" not in found:
             yield "file", found, Path(found).name in known.files or Path(found).name in own_files
