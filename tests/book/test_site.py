@@ -90,8 +90,9 @@ def test_nothing_is_fetched_from_elsewhere(site: Site) -> None:
 def test_only_settings_that_every_builder_of_the_format_knows() -> None:
     settings = (pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert not re.search(r"^(?:hooks|INHERIT):|gen-files|macros|!!python", settings, re.MULTILINE)
-    plugins = re.findall(r"^  - ([\w-]+):?$", settings.split("plugins:")[1].split("markdown_extensions:")[0], re.M)
-    assert plugins == ["search", "mkdocstrings"]
+    named = settings.split("plugins:")[1].split("markdown_extensions:")[0]
+    plugins = re.findall(r"^  - ([\w-]+):?(?: +#.*)?$", named, re.MULTILINE)
+    assert plugins == ["search", "offline", "mkdocstrings"]
 
 
 def test_links_between_rows_and_pages_lead_somewhere(site: Site) -> None:
@@ -288,6 +289,21 @@ def test_the_toggle_changes_the_colours_and_stays(address: str, browser) -> None
     assert page.evaluate("document.body.dataset.mdColorScheme") == "slate"
     page.goto(address + "loop.html")
     assert page.evaluate("document.body.dataset.mdColorScheme") == "slate"
+    page.context.close()
+
+
+@pytest.mark.browser
+def test_the_search_also_answers_where_the_site_is_opened_as_files(site: Site, browser) -> None:
+    page = _open(browser, site.folder.as_uri())
+    page.goto((site.folder / "loop.html").as_uri())
+    page.locator(".md-search__input").click()
+    page.wait_for_function(
+        "document.querySelector('.md-search-result__meta').textContent === 'Type to start searching'"
+    )
+    page.fill(".md-search__input", statements.asked()[1])
+    page.keyboard.press("End")
+    page.wait_for_selector(".md-search-result__item a[href$='#q1']", state="attached")
+    assert not page.complaints
     page.context.close()
 
 
