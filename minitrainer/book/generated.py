@@ -108,7 +108,7 @@ def _methods(pages: list[Page]) -> str:
         "",
     ]
     for theme, listed in THEMES.items():
-        lines += [f"## {theme}", "", "| method | what it does | explained in | code |", "| --- | --- | --- | --- |"]
+        lines += [f"## {theme}", "", "| method | what it does | explained in |", "| --- | --- | --- |"]
         for method in listed.split():
             file, name = spots[method]
             shown = where[method]
@@ -118,7 +118,7 @@ def _methods(pages: list[Page]) -> str:
                 file_, name_, phase, _ = places.parse_spec(block.lines[0])
                 anchor = expand.anchor_of(places.find(*places.parse_spec(_line_of(block.lines, name))[:3]))
                 link = f"[{_title(page)}]({page.name}#{anchor})"
-            lines.append(f"| `{method}` | {_cell(_summary(file, name))} | {link} | `{file}` |")
+            lines.append(f"| `{method}` | {_cell(_summary(file, name))} | {link} |")
         lines.append("")
     return _page("Index of methods", "Each of the 70 methods of the Trainer, and where it is explained.",
                  "the code blocks of all chapters", lines)  # fmt: skip
