@@ -130,21 +130,21 @@ class TrainingBook:
         )
         return events.Loss(
             step=step,
-            losses=[_number(value) for value in losses],
-            micro=[_number(value) for value in micro],
+            losses=_numbers(losses),
+            micro=_numbers(micro),
             divided_by=self._divisors(losses, micro, accumulation),
             filtered=filtered,
             filter_divisors=divisors,
             rows=[entry[3] for entry in self.entries],
             labels=[entry[4] for entry in self.entries],
             rank_sum=_number(rank_sum),
-            gathered=[_number(value) for value in gathered or []],
+            gathered=_numbers(gathered or []),
             mean=_number(mean),
             steps=steps,
             quotient=_number(quotient),
             logged=number(logged),
             total_before=number(self.total_before),
-            grad_norms=[_number(value) for value in read_all(self.grad_norms)],
+            grad_norms=_numbers(read_all(self.grad_norms)),
             dtype=self.dtype,
             verified=verified,
         )
@@ -161,7 +161,7 @@ class TrainingBook:
         return events.TrainLoss(
             total=number(self.total),
             rest=number(rest),
-            micro=[_number(value) for value in micro],
+            micro=_numbers(micro),
             filtered=filtered,
             filter_divisors=divisors,
             steps=step,
@@ -266,7 +266,7 @@ class EvaluationBook:
             verified = same(mean, float(logged))
         return events.EvalLoss(
             key=key,
-            losses=[_number(value) for value in losses],
+            losses=_numbers(losses),
             rows=rows,
             gathered=self.gathered,
             kept=self.kept,
@@ -285,6 +285,13 @@ def same(a: float | None, b: float | None) -> bool:
 
 def _number(value: float | None) -> events.Number:
     return None if value is None else number(value)
+
+
+def _numbers(values: list[Any]) -> list[events.Number]:
+    """Numbers as they stand in a record. Where their sum is finite, so are they all, and nothing is to be done."""
+    if None not in values and math.isfinite(sum(values)):
+        return values
+    return [_number(value) for value in values]
 
 
 # Read next: output_files.py, what happens in the output folder.

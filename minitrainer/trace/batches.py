@@ -40,7 +40,8 @@ class _Start(NamedTuple):
 
     Attributes:
         crc: digest of these three.
-        copy: a type that copies their bytes from an address, where that is safe and pays.
+        copy_from: copies their bytes from an address, where that is safe and pays.
+        rows: the first dimension.
         all_count: whether all labels count, because none is an integer.
         ignored: bytes of a label that does not count, where they are integers of a usual size.
         elements: their number.
@@ -49,7 +50,8 @@ class _Start(NamedTuple):
     shape: Any
     kind: Any
     crc: int
-    copy: Any
+    copy_from: Any
+    rows: int | None
     all_count: bool
     ignored: bytes
     elements: int
@@ -136,30 +138,33 @@ class Batches:
 
         The digest covers name, element type, shape and bytes of every tensor, in the order of the batch.
         """
-        tensor_class, starts = self._tensor_class, self._starts
+        tensor_class, starts_of = self._tensor_class, self._starts.get
         crc = 0
-        rows = labels = None
+        rows = labels = start = None
         for name, value in inputs.items() if hasattr(inputs, "items") else enumerate(_flat(inputs)):
-            if not isinstance(value, tensor_class):
-                continue
-            if not value.is_cpu:
-                return Identity(rows, labels, None)
-            shape, kind = value.shape, value.dtype
-            start = starts.get(name)
-            if start is None or start.shape != shape or start.kind is not kind:
-                start = starts[name] = self._start(name, value, shape, kind)
+            start = starts_of(name)
             content: Any = None
-            if start.copy is not None and type(value) is tensor_class and value.is_contiguous():
-                address = value.data_ptr()
-                if address:  # 0 for a storage that was given back
-                    content = start.copy.from_address(address).raw
-            if content is None:
-                if value.layout is not self._strided:
+            if (
+                start is not None
+                and type(value) is tensor_class
+                and value.is_cpu
+                and value.shape == start.shape
+                and value.dtype is start.kind
+                and start.copy_from is not None
+                and value.is_contiguous()
+                and (address := value.data_ptr())  # 0 for a storage that was given back
+            ):
+                content = start.copy_from(address).raw
+            else:
+                if not isinstance(value, tensor_class):
+                    continue
+                if not value.is_cpu or value.layout is not self._strided:
                     return Identity(rows, labels, None)
+                start = self._start(name, value)
                 content = self._array(value)
             crc = crc32(content, crc ^ start.crc)
-            if rows is None and shape:
-                rows = shape[0]
+            if rows is None:
+                rows = start.rows
             if name == label_name:
                 if start.all_count or (start.ignored and type(content) is bytes and start.ignored not in content):
                     labels = start.elements
@@ -167,22 +172,25 @@ class Batches:
                     labels = int((self._array(value) != IGNORED_LABEL).sum())
         return Identity(rows, labels, crc.to_bytes(4, "big").hex())
 
-    def _start(self, name: Any, tensor: Any, shape: Any, kind: Any) -> _Start:
+    def _start(self, name: Any, tensor: Any) -> _Start:
         """What all tensors of this name, shape and type share."""
         size = tensor.numel() * tensor.element_size()
-        plain = tensor.layout is self._strided and kind in self._plain_kinds and 0 < size <= LARGEST_COPY_BYTES
+        shape, kind = tensor.shape, tensor.dtype
+        is_plain = kind in self._plain_kinds and 0 < size <= LARGEST_COPY_BYTES
         ignored = b""
         if kind in (self._torch.int64, self._torch.int32):
             ignored = IGNORED_LABEL.to_bytes(tensor.element_size(), sys.byteorder, signed=True)
-        return _Start(
+        start = self._starts[name] = _Start(
             shape,
             kind,
             crc32(f"{name} {kind} {tuple(shape)}".encode()),
-            (ctypes.c_char * size) if plain else None,
+            (ctypes.c_char * size).from_address if is_plain else None,
+            shape[0] if shape else None,
             tensor.is_floating_point(),
             ignored,
             tensor.numel(),
         )
+        return start
 
     def _array(self, tensor: Any) -> Any:
         """The bytes of a tensor as a NumPy array that shares its memory."""

@@ -57,6 +57,8 @@ from minitrainer.trace.rows import (
     PUBLIC_METHODS,
     RAISE,
     STATE,
+    STATE_OF_FLOATS,
+    STATE_OF_INTEGERS,
 )
 
 LIBRARIES = ("transformers", "minitrainer")
@@ -96,7 +98,7 @@ SAMPLES, GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE
 
 _ADMIT = """\
     _t_outermost = {self} is not _t_watch.trainer
-    if (_t_outermost or _t_ident() != _t_watch.thread) and not _t_admit({self}):
+    if (_t_outermost or _t_ident() != _t_thread) and not _t_admit({self}):
         return {call}
 """
 
@@ -413,7 +415,8 @@ class Observer:
         # the event that is being called: its handler's control object and the callback that is running
         self.event_control: Any = None
         self.callback_class: type | None = None
-        self._state_sites: dict[str, tuple[Any, int, int, int]] = {}  # the last place that wrote a field
+        # field -> the last place that wrote it (code and instruction), and how a row of it is packed
+        self._state_sites: dict[str, tuple[Any, int, type, Callable[..., None], int, int, int]] = {}
         self._callback_ids: dict[type, int] = {}
         self._foreign_writes: dict[tuple[int, str], Any] = {}
         self._in_training_step = 0
@@ -782,7 +785,9 @@ class Observer:
         def __setattr__(self: Any, name: str, value: Any) -> None:
             original(self, name, value)
             watched = watch.current
-            if watched is None or name not in bits_of_flag:
+            if watched is None or (not value and not watched.flags and self is watched.control):
+                return  # nothing is raised that could have been lowered
+            if name not in bits_of_flag:
                 return
             if self is not watched.control:
                 if watch.event_control is not None:
@@ -854,8 +859,8 @@ class Observer:
         watch = self
         original = state_class.__setattr__
 
-        sites = self._state_sites
-        frame_of = sys._getframe
+        sites, sink, sink_map = self._state_sites, self.recorder, self.recorder.map
+        frame_of, clock, state_bytes = sys._getframe, perf_counter, PACKED[STATE_OF_INTEGERS].size
 
         def __setattr__(self: Any, name: str, value: Any) -> None:
             original(self, name, value)
@@ -863,19 +868,27 @@ class Observer:
             if watched is None or self is not watched.state:
                 return
             values = watched.state_values
-            old = values.get(name)
-            kind = type(value)
-            if type(old) is kind:
-                if old == value:
+            site = sites.get(name)
+            if site is not None and watch.callback_class is None:
+                code, instruction, kind, pack, code_of_row, field, author = site
+                old = values.get(name)
+                frame = frame_of(1)
+                if (
+                    type(value) is kind
+                    and type(old) is kind
+                    and old != value
+                    and frame.f_lasti == instruction
+                    and frame.f_code is code
+                ):
+                    values[name] = value
+                    position = sink.position
+                    try:
+                        pack(sink_map, position, code_of_row, field, author, old, value, clock(), LINE_FEED)
+                        sink.position = position + state_bytes
+                        sink.events += 1
+                    except OVERFLOWS:
+                        sink.put(STATE, (field, old, value, author))
                     return
-                if (kind is int or kind is float) and watch.callback_class is None:
-                    site = sites.get(name)
-                    if site is not None:
-                        frame = frame_of(1)
-                        if frame.f_code is site[0] and frame.f_lasti == site[1]:
-                            values[name] = value
-                            watch.recorder.state(site[2], site[3], old, value)
-                            return
             if name not in UNWATCHED_STATE_FIELDS:
                 watch.state_changed(watched, name, value)
 
@@ -896,7 +909,11 @@ class Observer:
             site = self.authors.site(frame, cls.__name__ if cls is not None else "")
             field_id, site_id = self.recorder.name(field), self.recorder.name((site.by, site.file, site.line))
             if site.role == BY_TRAINER and cls is None and self.authors.knows(frame):
-                self._state_sites[field] = frame.f_code, frame.f_lasti, field_id, site_id
+                kind = type(new)
+                if kind is int or kind is float:
+                    row = STATE_OF_INTEGERS if kind is int else STATE_OF_FLOATS
+                    pack = PACKED[row].pack_into
+                    self._state_sites[field] = frame.f_code, frame.f_lasti, kind, pack, row, field_id, site_id
             self.recorder.state(field_id, site_id, old, new)
         except Exception as error:
             self.trouble("TrainerState.__setattr__", error)
@@ -954,6 +971,7 @@ class Observer:
             names: dict[str, Any] = {
                 "_t_watch": self,
                 "_t_ident": get_ident,
+                "_t_thread": self.thread,
                 "_t_admit": self.admit,
                 "_t_is_open": self._is_open,
                 "_t_failed": self.failed,
@@ -1057,17 +1075,21 @@ class Observer:
 
     # -- the log ---------------------------------------------------------------------------------------
 
-    def log_save_evaluate_begins(self, trainer: Any, running_sum: Any) -> None:
-        book = self._now().training
+    def log_save_evaluate_begins(self, trainer: Any, running_sum: Any) -> bool:
+        book = self.current.training  # type: ignore[union-attr]
         book.running_sum = running_sum
-        if trainer.control.should_log:
-            book.log_is_due = True
-            book.total_before = float(trainer._total_loss_scalar)
-            book.step_of_last_log = int(trainer._globalstep_last_logged)
-            if running_sum.is_cpu:
-                book.rank_sum = float(running_sum.item())
+        if not trainer.control.should_log:
+            return False
+        book.log_is_due = True
+        book.total_before = float(trainer._total_loss_scalar)
+        book.step_of_last_log = int(trainer._globalstep_last_logged)
+        if running_sum.is_cpu:
+            book.rank_sum = float(running_sum.item())
+        return True
 
-    def log_save_evaluate_ends(self, trainer: Any, token: Any, result: Any) -> None:
+    def log_save_evaluate_ends(self, trainer: Any, is_log: Any, result: Any) -> None:
+        if not is_log:
+            return
         book = self._now().training
         book.total = float(trainer._total_loss_scalar)
         running_sum = book.running_sum
@@ -1323,8 +1345,9 @@ class Observer:
         owner = object()
         nowhere: Any = SimpleNamespace(position=0, entered=0, events=0, map=bytearray(64))
         names = {
-            "_t_watch": SimpleNamespace(trainer=owner, thread=self.thread),
+            "_t_watch": SimpleNamespace(trainer=owner),
             "_t_ident": get_ident,
+            "_t_thread": self.thread,
             "_t_name": 1,
             **wrapper_names(nowhere),
         }

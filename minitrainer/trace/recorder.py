@@ -66,7 +66,7 @@ COST_SAMPLE = 32
 NOT_A_NUMBER = math.nan
 """How a packed row says that there is no number."""
 
-OVERFLOWS = (struct.error, ValueError, TypeError)
+OVERFLOWS = (struct.error, ValueError, TypeError, IndexError)
 """What packing raises where there is no room, or no map any more."""
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
@@ -235,7 +235,13 @@ class Recorder:
 
     def put(self, code: int, fields: tuple[Any, ...]) -> None:
         """Write a row as an array."""
-        self._write(self._encode((code, (perf_counter_ns() - self._clock_ns) // 1000, *fields)))
+        line = self._encode((code, (perf_counter_ns() - self._clock_ns) // 1000, *fields)) + b"\n"
+        position = self.position
+        try:
+            self.map[position : position + len(line)] = line
+            self.position = position + len(line)
+        except OVERFLOWS:
+            self._write(line)
         self._other_rows += 1
 
     def record(self, record: events.Record) -> None:
@@ -250,29 +256,24 @@ class Recorder:
             number = self.names.id_of(text)
             self.names.undefined.clear()
             dropped = self.dropped
-            self._write(self._encode((DEFINITION, number, text)))
+            self._write(self._encode((DEFINITION, number, text)) + b"\n")
             self.dropped = dropped  # a definition is not a row
         return number
 
     def overflow(self, code: int, name: int) -> None:
         """Write a call (or a return, where `name` is 0) that a wrapper could not pack."""
         now = (perf_counter_ns() - self._clock_ns) // 1000
-        self._write(self._encode((code, now, name) if name else (code, now)))
+        self._write(self._encode((code, now, name) if name else (code, now)) + b"\n")
 
     def _write(self, line: bytes) -> None:
+        """Write a whole line; make room for it where there is none."""
         if self.closed:  # what was entered before the end still returns through its wrapper
             return
-        position = self.position
-        end = position + len(line) + 1
-        try:
-            self.map[position:end] = line + b"\n"
-            self.position = end
-        except (IndexError, ValueError):  # the map is too short
-            if not self._grow(end - position):
-                self.dropped += 1
-                return
-            self.map[position:end] = line + b"\n"
-            self.position = end
+        if self.position + len(line) > len(self.map) and not self._grow(len(line)):
+            self.dropped += 1
+            return
+        self.map[self.position : self.position + len(line)] = line
+        self.position += len(line)
 
     # -- space on the disk -----------------------------------------------------------------
 
@@ -286,7 +287,7 @@ class Recorder:
         except OSError as error:
             self._give_up(error)
         self._other_rows = 1
-        self._write(head_line)
+        self._write(head_line + b"\n")
 
     def _grow(self, needed_bytes: int) -> bool:
         """Enlarge the file for a row of `needed_bytes`; False where that can't be (any more).

@@ -103,6 +103,9 @@ RATE_KINDS = (CODES[events.OptimizerStep], CODES[events.SchedulerStep])
 
 CHUNK_BYTES = 1 << 20
 
+LONGEST_TORN_ROW_BYTES = 64
+"""Of a row whose first piece is missing."""
+
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
 """A line longer than this is no row of ours: a file without line feeds must not fill the memory."""
 
@@ -404,11 +407,14 @@ class RowSplitter:
     def only_zeros_follow(self, file: BinaryIO) -> bool:
         """Whether what is left over is one row that was being written: it is shorter than the longest, and nothing
         but zero bytes stands after it."""
-        if b"\n" in self._rest[:-1] and self._rest[:1] in (b"[", b"{"):
+        rest = self._rest.rstrip(b"\0")
+        if b"\n" in rest[:-1] and rest[:1] in (b"[", b"{"):
             return False
-        if len(self._rest.rstrip(b"\0")) > LONGEST_LINE_BYTES:
+        if len(rest) > LONGEST_LINE_BYTES:
             return False
-        if self._rest and self._rest[0] not in PACKED and self._rest[0] not in (0x5B, 0x7B, *RATE_KINDS):
+        # a row is copied in pieces, not always from its beginning: where the first is missing, it begins with zeros
+        begins_a_row = rest[:1] in (b"[", b"{") or rest[:1] and (rest[0] in PACKED or rest[0] in RATE_KINDS)
+        if rest and not begins_a_row and not (rest[0] == 0 and len(rest) <= LONGEST_TORN_ROW_BYTES):
             return False
         while chunk := file.read(CHUNK_BYTES):
             if chunk.strip(b"\0"):

@@ -123,7 +123,7 @@ def test_show_puts_ranks_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixt
     write_ranks(ranks, tmp_path)
     commands.show(tmp_path)
     out = capsys.readouterr().out
-    assert "no: cut after on_" in out
+    assert "no: cut in training_step after on_step_begin" in " ".join(out.split())
     assert "rank 1 went the same way but not as far" in out
     assert "rank 1: incomplete" in out
     words = " ".join(out.split())
