@@ -417,12 +417,12 @@ def _samples(findings: Findings, a: Any, b: Any, step: int, rank: int) -> None:
     split = "" if a.split == "train" else f"{a.split}: "
     if a.rows != b.rows:
         findings.note("sample", "changed", f"{split}samples in a micro-batch", step, rank, a, b, (a.rows, b.rows))
-    elif a.indices != b.indices:
+    elif a.indices != b.indices and a.indices is not None and b.indices is not None:
         findings.note("sample", "changed", f"{split}which samples, in which order", step, rank, a, b,
                       (a.indices, b.indices))  # fmt: skip
     elif a.digest != b.digest:
         findings.note("sample", "changed", f"{split}content of the samples", step, rank, a, b, (a.digest, b.digest))
-    if a.labels != b.labels and a.rows == b.rows and a.indices == b.indices:
+    if a.labels != b.labels and a.rows == b.rows and (a.indices == b.indices or None in (a.indices, b.indices)):
         findings.note("sample", "changed", f"{split}labels that count", step, rank, a, b, (a.labels, b.labels))
 
 

@@ -42,10 +42,10 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
-def markdown(text: object) -> str:
+def markdown(text: object, longest: int = LONGEST_TEXT) -> str:
     """Return `text` for a paragraph or a table cell of a Markdown page, markup written as entities: it is read as text
     by every dialect, whatever extensions are switched on."""
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", printable(text))
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", printable(text, longest))
 
 
 def code(text: object) -> str:
@@ -54,9 +54,9 @@ def code(text: object) -> str:
     return f"`{shown}`" if _PLAIN_CODE.fullmatch(shown) and shown.strip() == shown else markdown(text)
 
 
-def html(text: object) -> str:
+def html(text: object, longest: int = LONGEST_TEXT) -> str:
     """Return `text` for HTML, element content and quoted attributes alike."""
-    shown = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    shown = printable(text, longest).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return shown.replace('"', "&quot;").replace("'", "&#39;")
 
 

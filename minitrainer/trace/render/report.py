@@ -109,6 +109,9 @@ def _short(value: Any) -> str:
 
 MOST_ROWS = 20
 
+LONGEST_ROW = 4000
+"""Characters of one row of a report."""
+
 
 def rows_of(comparison: Comparison) -> list[tuple[str, list[tuple[str, list[Finding]]]]]:
     """Kind to the rows of the report: each a sentence and the findings it stands for.
@@ -216,11 +219,11 @@ def lines(comparison: Comparison, show_rows: bool = False) -> Iterator[tuple[str
         yield "", ""
         yield f"{kind}: {KINDS[kind]}", "head"
         for said, findings in rows:
-            yield f"  {printable(said, 4000)}", ""
+            yield f"  {printable(said, LONGEST_ROW)}", ""
             if show_rows:
                 for finding in findings:
                     for side, row in (("A", finding.row_a), ("B", finding.row_b)):
-                        yield f"      {side} {shown(row, 4000) if row else '(has no such row)'}", "dim"
+                        yield f"      {side} {shown(row, LONGEST_ROW) if row else '(has no such row)'}", "dim"
 
 
 def _divergence_lines(first: Divergence) -> Iterator[tuple[str, str]]:
@@ -318,13 +321,17 @@ def _as_fields(finding: Finding) -> dict[str, Any]:
     return fields
 
 
+def _heading(kind: str) -> str:
+    return f"{KINDS[kind][:1].upper()}{KINDS[kind][1:]} ({kind})"
+
+
 # -- pages ------------------------------------------------------------------------------------------
 
 
 def markdown(comparison: Comparison) -> str:
     """The report as a Markdown page."""
     page = [f"# {escape.markdown(comparison.name_a)} and {escape.markdown(comparison.name_b)}", ""]
-    page += [escape.markdown(verdict(comparison)) + ".", ""]
+    page += [escape.markdown(verdict(comparison), LONGEST_ROW) + ".", ""]
     for name, (left, right) in comparison.versions.items():
         page.append(f"- {escape.markdown(name)}: {escape.markdown(left)} in A, {escape.markdown(right)} in B")
     if comparison.first is not None:
@@ -333,11 +340,11 @@ def markdown(comparison: Comparison) -> str:
         page += ["```"]
     if comparison.renamed:
         page += ["", "## Renamed, and otherwise the same", ""]
-        page += [f"- {escape.markdown(sentence(finding))}" for finding in comparison.renamed]
+        page += [f"- {escape.markdown(sentence(finding), LONGEST_ROW)}" for finding in comparison.renamed]
     for kind, rows in rows_of(comparison):
-        page += ["", f"## {kind[:1].upper() + kind[1:]}: {KINDS[kind]}", ""]
+        page += ["", f"## {_heading(kind)}", ""]
         for said, findings in rows:
-            page.append(f"- {escape.markdown(printable(said, 4000))}")
+            page.append(f"- {escape.markdown(said, LONGEST_ROW)}")
             for finding in findings[:1] if len(findings) > 1 else findings:
                 page += ["", "    ```json"]
                 page += [f"    {side}: {(row or 'null').replace('```', '')}" for side, row in _sides(finding)]
@@ -364,26 +371,26 @@ def html(comparison: Comparison) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
         f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>",
-        f"<p><strong>{escape.html(verdict(comparison))}</strong></p>",
+        f"<p><strong>{escape.html(verdict(comparison), LONGEST_ROW)}</strong></p>",
     ]
     for name, (left, right) in comparison.versions.items():
         page.append(f"<p>{escape.html(name)}: {escape.html(left)} in A, {escape.html(right)} in B</p>")
     if comparison.first is not None:
-        shown = "\n".join(escape.html(line) for line, _ in _divergence_lines(comparison.first))
+        shown = "\n".join(escape.html(line, LONGEST_ROW) for line, _ in _divergence_lines(comparison.first))
         page.append(f"<h2>First divergence</h2><pre>{shown}</pre>")
     if comparison.renamed:
         page.append("<h2>Renamed, and otherwise the same</h2><ul>")
-        page += [f"<li>{escape.html(sentence(finding))}</li>" for finding in comparison.renamed]
+        page += [f"<li>{escape.html(sentence(finding), LONGEST_ROW)}</li>" for finding in comparison.renamed]
         page.append("</ul>")
     for kind, rows in rows_of(comparison):
-        page.append(f"<h2>{kind}: {escape.html(KINDS[kind])}</h2>")
+        page.append(f"<h2>{escape.html(_heading(kind))}</h2>")
         for said, findings in rows:
             shown = "\n".join(
-                f"{side} {escape.html(row or 'no such row')}" for finding in findings for side, row in _sides(finding)
+                f"{side} {escape.html(row or 'no such row', LONGEST_ROW)}"
+                for finding in findings
+                for side, row in _sides(finding)
             )
-            page.append(
-                f"<details><summary>{escape.html(printable(said, 4000))}</summary><pre>{shown}</pre></details>"
-            )
+            page.append(f"<details><summary>{escape.html(said, LONGEST_ROW)}</summary><pre>{shown}</pre></details>")
     page.append("</body></html>\n")
     return "\n".join(page)
 
