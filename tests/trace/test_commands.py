@@ -64,7 +64,10 @@ def test_commands_take_a_folder_or_a_file(trace: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["show", "{trace}", "--only", "everything"], "--only takes callbacks, flags, loss, calls, files, collectives"),
+        (
+            ["show", "{trace}", "--only", "everything"],
+            "--only takes callbacks, flags, loss, calls, files, collectives",
+        ),
         (["show", "{trace}", "--step", "5..3"], "the last step stands before the first"),
         (["show", "{trace}", "--step", "x"], "--step takes a step or a range of them"),
         (["show", "{trace}", "--rank", "4"], "holds no rank 4"),
