@@ -19,7 +19,7 @@ run_glue: $(VENV)/ready ## set up .venv and trace the run_glue scenario
 	$(BIN)/python -m minitrainer.trace run_glue $(ARGS)
 
 .PHONY: test
-test: $(VENV)/ready-test ## set up .venv and run the tests (about ten minutes on two cores)
+test: $(VENV)/ready-test ## set up .venv and run the tests (about a quarter of an hour on two cores)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # ---- environments: a stamp is written last, so a broken install is made again -----
