@@ -181,8 +181,10 @@ with args.main_process_first(desc="writing"):
         import time; time.sleep(0.5)
         file.write_text("here")
     assert file.exists(), "the others must find what the first has written"
-print(f"rank {{args.process_index}} of {{args.world_size}} {{args.device}} {{args.parallel_mode.value}} "
-      f"{{args.n_gpu}} {{args.should_save}} {{args.local_rank}} {{args.distributed_state.backend}}", flush=True)
+said = (f"rank {{args.process_index}} of {{args.world_size}} {{args.device}} {{args.parallel_mode.value}} "
+        f"{{args.n_gpu}} {{args.should_save}} {{args.local_rank}} {{args.distributed_state.backend}}\\n")
+import os
+os.write(1, said.encode())  # in one piece: both ranks write into one pipe
 import torch.distributed as dist
 dist.barrier()
 dist.destroy_process_group()

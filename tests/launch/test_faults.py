@@ -77,8 +77,9 @@ def test_a_rank_that_never_evaluates(tmp_path: Path, unbroken: Path) -> None:
     """A callback takes `should_evaluate` back on one rank alone: their collectives no longer fit each other."""
     ended = run(tmp_path, "never evaluates")
     assert None not in ended.statuses and 0 not in ended.statuses, ended
-    assert "rank 0 stopped by RuntimeError in evaluation_loop, 6 steps done" in ended.verdict
-    assert "rank 1" in ended.verdict and "store_flos" in ended.verdict
+    # Which of the two notices first is the network's affair, and with it the place where rank 0 is left.
+    assert "rank 1" in ended.verdict and "rank 0 stopped by RuntimeError in " in ended.verdict
+    assert ended.verdict.count("6 steps done") == 2
     flags = [
         (record.flag, record.new, record.by)
         for record in ranks.open_run(ended.trace).readings[1]
