@@ -13,6 +13,7 @@ Off by default: a big model starts dozens of them in each step.
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -51,6 +52,7 @@ class Collectives:
         self._write = write
         self._trouble = trouble
         self._library: Any = None
+        self._thread = 0  # the one that trains
 
     def attach(self) -> str:
         """Put the kernels in place; return "" or the reason why they can't be."""
@@ -65,6 +67,7 @@ class Collectives:
                     library.impl(name, self._kernel(name), key, with_keyset=True)
         except Exception as error:  # an older dispatcher, or one that another tool has hooked already
             return f"{type(error).__name__}: {error}"
+        self._thread = get_ident()
         self._library = library
         return ""
 
@@ -84,12 +87,22 @@ class Collectives:
         def kernel(keys: Any, *arguments: Any, **named: Any) -> Any:
             try:
                 if self._library is not None:
-                    self._write(_record(name, arguments, position, sys._getframe(1)))
+                    self._write(_record(name, arguments, position, *self._caller(sys._getframe().f_back)))
             except Exception as error:
                 self._trouble(COLLECTIVES_HOOK, error)
             return operator.redispatch(keys & below, *arguments, **named)
 
         return kernel
+
+    def _caller(self, frame: FrameType | None) -> tuple[FrameType | None, str]:
+        """The innermost function outside torch around a collective, and which part of DDP asked for it, if one did.
+
+        Args:
+            frame: the kernel's caller. With a card, autograd's own thread starts the collectives of a backward pass: it
+                has no frames of Python. The thread that trains waits for it meanwhile, and its frames tell.
+        """
+        found = _outside_torch(frame)
+        return found if found[0] is not None else _outside_torch(sys._current_frames().get(self._thread))
 
 
 def collective_operators() -> list[str]:
@@ -113,9 +126,10 @@ def _position_of_input(operator: Any) -> int | None:
     return next((position for position, name in enumerate(names) if name.startswith("tensor")), None)
 
 
-def _record(name: str, arguments: tuple[Any, ...], position: int | None, frame: FrameType | None) -> events.Collective:
+def _record(
+    name: str, arguments: tuple[Any, ...], position: int | None, caller: FrameType | None, part: str
+) -> events.Collective:
     tensors = [] if position is None or name == "barrier" else list(_tensors_in(arguments[position]))
-    caller, part = _caller(frame)
     return events.Collective(
         collective=name.strip("_"),
         elements=sum(each.numel() for each in tensors),
@@ -148,8 +162,7 @@ def _ranks(arguments: tuple[Any, ...]) -> int:
     return 0
 
 
-def _caller(frame: FrameType | None) -> tuple[FrameType | None, str]:
-    """The innermost function outside torch around a collective, and which part of DDP asked for it, if one did."""
+def _outside_torch(frame: FrameType | None) -> tuple[FrameType | None, str]:
     part = ""
     while frame is not None:
         package = frame.f_globals.get("__name__", "")
