@@ -127,8 +127,8 @@ class LoopMixin(Attributes):
 
         Raises:
             TypeError: for any other keyword.
-            ValueError: if there is no `train_dataset`, no checkpoint where one was asked for, or no way to know the
-                number of steps.
+            ValueError: if there is no `train_dataset`, no checkpoint where one was asked for, one that another number
+                of ranks has saved (unless `ignore_data_skip` is set), or no way to know the number of steps.
 
         Writes: is_in_train, _train_batch_size, model_wrapped
         Source: trainer.py 1460-1544
@@ -161,6 +161,8 @@ class LoopMixin(Attributes):
                 raise ValueError(
                     f"resume_from_checkpoint=True, but output_dir ({args.output_dir}) holds no checkpoint-<step> folder"
                 )
+        if resume_from_checkpoint is not None:
+            self._check_number_of_ranks(resume_from_checkpoint)
         # once the model is wrapped
         loads_later = compat.is_sagemaker_mp_enabled() or self.is_deepspeed_enabled or self._fsdp_wraps_first()
         if resume_from_checkpoint is not None and not loads_later:

@@ -3,10 +3,13 @@
 In the order in which `train` comes to them: weights, optimizer and scheduler, random states; at the very end perhaps
 the weights of the best checkpoint.
 
-One thing differs from 4.31.0 on purpose. Its `torch.load` runs whatever a file's pickle says. Here only tensors, plain
-containers and numbers are read, and for the random states numpy's arrays; anything else is refused before it runs,
-with the file's name and the remedy. The files themselves stay as they are. That takes torch 2.6: an older one cannot
-admit numpy's arrays alone, so there a run that left random states behind is not resumed, and the error says why.
+Two things differ from 4.31.0 on purpose: a checkpoint of another number of ranks is refused (`_check_number_of_ranks`),
+and so is a file that holds more than data.
+
+**Differs from 4.31.0:** its `torch.load` runs whatever a file's pickle says. Here only tensors, plain containers and
+numbers are read, and for the random states numpy's arrays; anything else is refused before it runs, with the file's name
+and the remedy. The files themselves stay as they are. That takes torch 2.6: an older one cannot admit numpy's arrays
+alone, so there a run that left random states behind is not resumed, and the error says why.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import transformers
 from torch import nn
 from transformers.utils import (
@@ -33,7 +37,14 @@ from transformers.utils import (
 
 from . import compat
 from .attributes import Attributes
-from .parts.checkpoints import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, load_json, reissue_pt_warnings
+from .parts.checkpoints import (
+    OPTIMIZER_NAME,
+    SCALER_NAME,
+    SCHEDULER_NAME,
+    load_json,
+    reissue_pt_warnings,
+    rng_state_files,
+)
 from .parts.choices import ParallelMode
 from .parts.logs import get_logger
 from .parts.reading import NUMPY_STATE_TYPES, load_safetensors, load_tensors
@@ -48,6 +59,45 @@ class ResumingMixin(Attributes):
 
     You get: five methods that each read back one kind of state. None of them writes to the checkpoint.
     """
+
+    # -- number of ranks ---
+
+    def _check_number_of_ranks(self, checkpoint: str) -> None:
+        """Refuse a checkpoint that was saved by more or fewer ranks than there are now.
+
+        The number follows from the files of random states, one a rank; where they were deleted nothing is refused.
+        `train` comes here before it loads anything, and every rank comes to the same answer: a rank that went on
+        alone would wait for the others until the time-out.
+
+        **Differs from 4.31.0:** it goes on with other data and does not mention it. Ours refuses on every rank; with
+        `ignore_data_skip`, which gives up the position in the data, it goes on too, and warns.
+
+        Args:
+            checkpoint: the folder.
+
+        Raises:
+            ValueError: if the numbers differ and `ignore_data_skip` is off; on every rank.
+        """
+        ranks_now = self.args.world_size
+        ranks_before = max(rng_state_files(checkpoint).values(), default=0)
+        on_one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) == ranks_now
+        if dist.is_available() and dist.is_initialized() and not on_one_machine:
+            # Perhaps no machine sees all files: without a shared disk (`save_on_each_node`) each has its own ranks'.
+            seen = [0] * dist.get_world_size()
+            dist.all_gather_object(seen, ranks_before)
+            ranks_before = max(seen)
+        if ranks_before in (0, ranks_now):
+            return
+
+        numbers = f"{checkpoint} was saved by {ranks_before} rank(s), and this run has {ranks_now}"
+        if not self.args.ignore_data_skip:
+            raise ValueError(
+                f"{numbers}: that cannot be the same run. The samples are dealt to the ranks anew, so each would skip "
+                "other micro-batches than it has trained, and random states are one file a rank. Start "
+                f"{ranks_before} process(es), or pass ignore_data_skip=True to give up the position in the data."
+            )
+        if self.args.process_index == 0:
+            logger.warning(f"{numbers}. Data, steps and random states go on differently from the unbroken run.")
 
     # -- weights ---
 
@@ -299,9 +349,8 @@ class ResumingMixin(Attributes):
         """Set the random states of Python, numpy and torch back to where the checkpoint was written.
 
         The loop calls it once the batches before the checkpoint have been skipped, because skipping draws numbers.
-        **Beware:** each rank reads a file of its own. With another number of ranks than before the run goes on, but it
-        is another run: its samples are dealt anew, its steps are fewer or more, and a new rank begins with whatever
-        random state it has. 4.31.0 does not mention it; a warning here does. The TPU branch was never run on the hardware.
+        **Beware:** each rank reads a file of its own, and one that has none goes on with whatever random state it has;
+        a line in the log says so. The TPU branch was never run on the hardware.
 
         Args:
             checkpoint: the folder, or None for a run that does not resume.
@@ -314,7 +363,6 @@ class ResumingMixin(Attributes):
         if checkpoint is None:
             return
 
-        _warn_of_another_number_of_ranks(checkpoint, self.args.world_size, self.args.process_index)
         if self.args.world_size > 1:
             rank = self.args.process_index
             rng_file = os.path.join(checkpoint, f"rng_state_{rank}.pth")
@@ -344,18 +392,6 @@ class ResumingMixin(Attributes):
                     )
         if compat.is_torch_tpu_available():
             compat.xla_model().set_rng_state(states["xla"])
-
-
-def _warn_of_another_number_of_ranks(checkpoint: str, world_size: int, process_index: int) -> None:
-    """Say so where the random states in a checkpoint are those of fewer or more ranks than there are now."""
-    ranks_before = len(glob.glob(os.path.join(glob.escape(checkpoint), "rng_state_*.pth"))) or 1
-    # Without a shared folder a machine of several has the files of its own ranks only.
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    if process_index == 0 and ranks_before not in (world_size, ranks_here):
-        logger.warning(
-            f"{checkpoint} was written by {ranks_before} process(es) and is resumed by {world_size}: data, steps and "
-            "random states go on differently from the unbroken run. Start as many processes as before."
-        )
 
 
 @contextmanager

@@ -36,11 +36,13 @@ from .attributes import Attributes
 from .parts.checkpoints import (
     OPTIMIZER_NAME,
     PREFIX_CHECKPOINT_DIR,
+    RNG_STATE_NAME,
     SCALER_NAME,
     SCHEDULER_NAME,
     TRAINER_STATE_NAME,
     TRAINING_ARGS_NAME,
     reissue_pt_warnings,
+    rng_state_files,
 )
 from .parts.choices import HPSearchBackend, ParallelMode, ShardedDDPOption
 from .parts.logs import get_logger
@@ -367,8 +369,14 @@ class SavingMixin(Attributes):
 
         # A rank may arrive here before rank 0 has made the folder.
         os.makedirs(output_dir, exist_ok=True)
-        file_name = "rng_state.pth" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}.pth"
+        ranks = self.args.world_size
+        file_name = RNG_STATE_NAME if ranks <= 1 else f"rng_state_{self.args.process_index}.pth"
         torch.save(rng_states, os.path.join(output_dir, file_name))
+        if self.args.should_save:
+            # An earlier run of more ranks may have left the same folder: `_check_number_of_ranks` would count its files.
+            for name, ranks_at_least in rng_state_files(output_dir).items():
+                if ranks_at_least > max(ranks, 1) or (name == RNG_STATE_NAME) != (ranks <= 1):
+                    Path(output_dir, name).unlink(missing_ok=True)
 
     # -- rotation ---
 

@@ -252,7 +252,7 @@ _SECTION = re.compile(r"^(?:Args|Returns|Raises|Writes|Events|Source|Leaves out|
 
 
 def _notes(title: str) -> Iterator[tuple[str, str, str]]:
-    """Every `Leaves out:` section or `**Beware` sentence of a docstring: file, name, text."""
+    """Every `Leaves out:` section, or paragraph from `**Beware` or `**Differs` on, of a docstring: file, name, text."""
     for path in sorted((ROOT / "minitrainer").glob("*.py")) + sorted((ROOT / "minitrainer" / "parts").glob("*.py")):
         file = path.relative_to(ROOT).as_posix()
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -265,8 +265,8 @@ def _notes(title: str) -> Iterator[tuple[str, str, str]]:
                 continue
             for paragraph in re.split(r"\n[ \t]*\n", docstring):
                 flat = " ".join(paragraph.split())
-                if "**Beware" in flat:
-                    yield file, name, flat[flat.index("**Beware") :]
+                if f"**{title}" in flat:
+                    yield file, name, flat[flat.index(f"**{title}") :]
 
 
 def _section(docstring: str, title: str) -> str:
@@ -292,11 +292,12 @@ def _documented(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.Module | 
 
 
 def _differences() -> str:
-    left_out, beware = list(_notes("Leaves out")), list(_notes("Beware"))
+    left_out, on_purpose, beware = list(_notes("Leaves out")), list(_notes("Differs")), list(_notes("Beware"))
     lines = [
         "minitrainer behaves as 4.31.0 does, to the last bit; tests compare the two. What it leaves out is code that "
         "nothing can reach any more, or that the package's own requirements make idle. What 4.31.0 gets wrong is "
-        "kept, and named where it happens. The chapter [What 4.31.0 gets wrong](flaws.md) shows the runs.",
+        "kept, and named where it happens, but for what stands under *Different on purpose*. The chapter "
+        "[What 4.31.0 gets wrong](flaws.md) shows the runs.",
         "",
         "## Left out",
         "",
@@ -307,6 +308,12 @@ def _differences() -> str:
     ]
     for file, name, text in left_out:
         lines.append(f"| `{name}`<br>`{file}` | {_cell(text)} |")
+    lines += ["", "## Different on purpose", "",
+              f"{len(on_purpose)} places where 4.31.0 goes on and ours refuses, as the docstrings say:", "",
+              "| where | what 4.31.0 does, and what ours does |", "| --- | --- |"]  # fmt: skip
+    for file, name, text in on_purpose:
+        shown = re.sub(r"^\*\*Differs from 4\.31\.0:\*\*\s*", "", text)
+        lines.append(f"| {f'`{name}`<br>' if name else ''}`{file}` | {_cell(shown)} |")
     lines += ["", "## Kept, and worth knowing", "",
               f"{len(beware)} places where a reader may stumble, as the docstrings say:", "",
               "| where | beware |", "| --- | --- |"]  # fmt: skip

@@ -16,6 +16,8 @@ SCALER_NAME = "scaler.pt"
 
 PREFIX_CHECKPOINT_DIR = "checkpoint"
 LEFT_AS_IT_IS = "The file is left as it is: resume from another checkpoint."
+RNG_STATE_NAME = "rng_state.pth"  # of a run in one process; of several, each rank's has its number in the name
+_RNG_STATE_FILE = re.compile(r"^rng_state(?:_(\d+))?\.pth$")
 _CHECKPOINT_FOLDER = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
 
@@ -43,6 +45,19 @@ def get_last_checkpoint(folder: str) -> str | None:
         if match and int(match[1]) > last_step and Path(path).is_dir():
             last_path, last_step = path, int(match[1])
     return last_path
+
+
+def rng_state_files(folder: str) -> dict[str, int]:
+    """Find the files of random states in a checkpoint.
+
+    Args:
+        folder: a checkpoint, or a path that does not exist.
+
+    Returns:
+        Name to the least number of ranks that such a file speaks of: `rng_state_3.pth` means 4 or more.
+    """
+    matches = map(_RNG_STATE_FILE.match, os.listdir(folder) if os.path.isdir(folder) else ())
+    return {match[0]: int(match[1] or 0) + 1 for match in matches if match}
 
 
 def load_json(path: str) -> Any:

@@ -243,7 +243,7 @@ def _start(command: list[str], place: Place, nproc: int, trusts_checkpoints: boo
     launcher = ["-m", "minitrainer.trace.worker"]
     if nproc > 1:
         launcher = [
-            *("-m", "torch.distributed.run", "--nproc_per_node", str(nproc)),
+            *("-m", "minitrainer.trace.launching", "--nproc_per_node", str(nproc)),
             *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
             *("-m", "minitrainer.trace.worker"),
         ]

@@ -121,12 +121,28 @@ FAULTS: dict[str, Any] = {"killed": killed_in_mid_step, "never evaluates": never
 CLASSES: dict[str, type] = {"out of data": ShortOfData}
 
 
-def rank(number: int, world_size: int, port: int, folder: Path, fault: str, resume: bool, collectives: bool) -> None:
-    """Run as one rank, with what it prints in a file; the exit status is 1 after an exception."""
+def rank(
+    number: int,
+    world_size: int,
+    port: int,
+    folder: Path,
+    fault: str,
+    resume: bool,
+    collectives: bool,
+    machines: int,
+    given: dict[str, Any],
+) -> None:
+    """Run as one rank, with what it prints in a file; the exit status is 1 after an exception.
+
+    With several `machines`, each has an output folder of its own, as without a shared disk.
+    """
+    ranks_of_machine = world_size // machines
+    machine, local_rank = divmod(number, ranks_of_machine)
     os.environ |= {
         "RANK": str(number),
-        "LOCAL_RANK": str(number),
+        "LOCAL_RANK": str(local_rank),
         "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(ranks_of_machine),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -134,7 +150,8 @@ def rank(number: int, world_size: int, port: int, folder: Path, fault: str, resu
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     torch.set_num_threads(1)
-    trainer = build(folder, CLASSES.get(fault, minitrainer.Trainer))
+    disk = folder if machines == 1 else folder / f"machine{machine}"
+    trainer = build(disk, CLASSES.get(fault, minitrainer.Trainer), save_on_each_node=machines > 1, **given)
     if fault in FAULTS:
         FAULTS[fault](trainer)
     where = folder / ("resumed" if resume else "trace")

@@ -6,7 +6,7 @@ import multiprocessing
 import socket
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minitrainer.trace import ranks
 from minitrainer.trace.render.side_by_side import how_a_run_failed
@@ -33,16 +33,22 @@ class Ended(NamedTuple):
         return how_a_run_failed(ranks.open_run(self.trace))
 
 
-def run(folder: Path, fault: str = "", world_size: int = 2, resume: bool = False, collectives: bool = False) -> Ended:
+def run(
+    folder: Path,
+    fault: str = "",
+    world_size: int = 2,
+    resume: bool = False,
+    collectives: bool = False,
+    machines: int = 1,
+    **given: Any,
+) -> Ended:
     """Run `programs.rank` as so many ranks, and wait for all of them. Whoever hangs is killed and has no status."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     begun = time.perf_counter()
-    team = [
-        _server.Process(target=programs.rank, args=(number, world_size, port, folder, fault, resume, collectives))
-        for number in range(world_size)
-    ]
+    shared = (world_size, port, folder, fault, resume, collectives, machines, given)
+    team = [_server.Process(target=programs.rank, args=(number, *shared)) for number in range(world_size)]
     for each in team:
         each.start()
     for each in team:

@@ -17,7 +17,7 @@ BUDGET = {
     "cadence": 80,
     "evaluation": 375,
     "saving": 270,
-    "resuming": 255,
+    "resuming": 275,
     "reporting": 60,
     "search": 120,
     "hub": 170,
