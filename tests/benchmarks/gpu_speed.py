@@ -1,14 +1,12 @@
-"""Samples per second on cards: our Trainer, the real 4.31.0, the installed upstream's, a hand-written loop; and the
-cost of a trace.
+"""Samples per second on cards: our Trainer, the real 4.31.0, the installed upstream's, and a hand-written loop.
 
     python -m tests.benchmarks.gpu_speed                          all cards, as a table
     python -m tests.benchmarks.gpu_speed --json speed.json        and as facts
 
 BERT-base with random weights, 32 samples of 128 tokens a card and step, fp32 and bf16, on one card and (DDP over
 NCCL) on all. One worker process a card and environment stays alive, and the ways take turns, one block of steps each,
-so that whatever the machine does meanwhile slows all of them alike. The ratios are medians over the turns.
-
-The trace is switched on and off within one training run, block by block: what is compared differs in nothing else.
+so that whatever the machine does meanwhile slows all of them alike. The ratios are medians over the turns. On one card
+each precision has a card of its own, where there are two: they are measured at the same time.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -48,7 +47,7 @@ WAYS = {
 class Workers:
     """The processes of one environment in one place: they do what they are told, one block at a time."""
 
-    def __init__(self, environment: str, world_size: int):
+    def __init__(self, environment: str, world_size: int, card: int = 0):
         variables = environment_of(environment)
         port = str(free_port())
         self.processes = []
@@ -57,7 +56,8 @@ class Workers:
             if PRETENDED_CARDS:
                 own["CUDA_VISIBLE_DEVICES"] = ""
             elif world_size == 1:
-                own["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+                visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards())))
+                own["CUDA_VISIBLE_DEVICES"] = visible.split(",")[card]
             if world_size > 1:
                 own |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 own |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
@@ -79,7 +79,7 @@ class Workers:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                raise SystemExit(f"a worker ended with {process.wait()} at {order}")
+                raise RuntimeError(f"a worker ended with {process.wait()} at {order}")
             answers.append(json.loads(line))
         return answers[0]
 
@@ -94,12 +94,15 @@ class Workers:
 
 def main() -> None:
     """Measure in every place and precision, show the table, write the facts."""
-    parser = argparse.ArgumentParser(description="samples per second on cards, and the cost of a trace")
-    parser.add_argument("--turns", type=int, default=5)
+    parser = argparse.ArgumentParser(description="samples per second on cards")
+    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=40, help="timed steps of a block")
-    parser.add_argument("--trace-blocks", type=int, default=24, help="blocks with and without a trace, together")
-    parser.add_argument("--trace-steps", type=int, default=20, help="steps of such a block")
-    parser.add_argument("--traced", nargs="+", default=["transformers 4.31.0", "minitrainer"], choices=list(WAYS)[:4])
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=120,
+        help="no further turn of a place and precision after so long, from the third on",
+    )
     parser.add_argument("--samples", type=int, default=32, help="on each card, in each step")
     parser.add_argument("--tokens", type=int, default=128, help="in each sample")
     parser.add_argument("--cards", type=int, nargs="+", help="numbers of cards; default: one, and all")
@@ -114,27 +117,50 @@ def main() -> None:
         raise SystemExit("gpu_speed needs a CUDA device, and torch finds none here")
     facts: dict[str, Any] = {"samples_per_step_and_card": asked.samples, "tokens": asked.tokens, "places": {}}
     for world_size in asked.cards or sorted({1, cards()}):
-        teams = {name: Workers(name, world_size) for name in ("reference", "installed")}
-        place = "one card" if world_size == 1 else f"{world_size} cards, DDP"
-        facts["places"][place] = {}
-        for name, team in teams.items():
-            facts[f"surroundings, {name}"] = team.ask(do="describe")
-        for precision in asked.precisions:
-            found = speeds(teams, precision, asked, world_size)
-            facts["places"][place][precision] = found
-            show(place, precision, found)
-            if asked.json is not None:
-                asked.json.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        for team in teams.values():
-            team.end()
+        at_once = min(cards(), len(asked.precisions)) if world_size == 1 else 1
+        for first in range(0, len(asked.precisions), at_once):
+            together = [
+                threading.Thread(target=measure, args=(facts, world_size, precision, card, asked))
+                for card, precision in enumerate(asked.precisions[first:][:at_once])
+            ]
+            for thread in together:
+                thread.start()
+            for thread in together:
+                thread.join()
+    places = len(asked.cards or sorted({1, cards()}))
+    if sum(map(len, facts["places"].values())) < places * len(asked.precisions):
+        raise SystemExit("not every place and precision was measured")
+
+
+ONE_SPEAKS = threading.Lock()
+
+
+def measure(facts: dict[str, Any], world_size: int, precision: str, card: int, asked: argparse.Namespace) -> None:
+    """Measure one place and precision with teams of its own, and add what was found to the facts."""
+    teams = {name: Workers(name, world_size, card) for name in ("reference", "installed")}
+    surroundings = {f"surroundings, {name}": team.ask(do="describe") for name, team in teams.items()}
+    found = speeds(teams, precision, asked, world_size)
+    for team in teams.values():
+        team.end()
+    place = "one card" if world_size == 1 else f"{world_size} cards, DDP"
+    with ONE_SPEAKS:
+        facts |= surroundings
+        facts["places"].setdefault(place, {})[precision] = found
+        show(place, precision, found)
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def speeds(teams: dict[str, Workers], precision: str, asked: argparse.Namespace, world_size: int) -> dict[str, Any]:
-    """Let the ways take turns, then measure the trace."""
+    """Let the ways take turns."""
     for team in teams.values():
         team.ask(do="prepare", layers=asked.layers, samples=asked.samples, tokens=asked.tokens)
+    began = time.perf_counter()
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for turn in range(asked.turns + 1):
+        spent = time.perf_counter() - began
+        if turn > 2 and spent + spent / turn > asked.seconds:
+            break
         for name in WAYS if turn % 2 else reversed(WAYS):
             environment, way = WAYS[name]
             steps = asked.steps if turn else 2
@@ -145,8 +171,9 @@ def speeds(teams: dict[str, Workers], precision: str, asked: argparse.Namespace,
     found: dict[str, Any] = {
         "samples_per_second": {name: round(samples / statistics.median(times), 1) for name, times in seconds.items()},
         "seconds_of_a_block": {name: [round(value, 4) for value in times] for name, times in seconds.items()},
+        "steps_of_a_block": asked.steps,
         "ratios": {},
-        "trace": {},
+        "ratios_lowest_and_highest": {},
     }
     for ours, other in (
         ("minitrainer on 4.31.0", "transformers 4.31.0"),
@@ -155,29 +182,21 @@ def speeds(teams: dict[str, Workers], precision: str, asked: argparse.Namespace,
         ("minitrainer", "by hand"),
     ):
         ratios = [theirs / own for own, theirs in zip(seconds[ours], seconds[other], strict=True)]
-        found["ratios"][f"speed of {ours} to {other}"] = round(statistics.median(ratios), 4)
-    for name in asked.traced:
-        environment, way = WAYS[name]
-        found["trace"][name] = teams[environment].ask(
-            do="trace", way=way, precision=precision, blocks=asked.trace_blocks, steps=asked.trace_steps
-        )
+        name = f"speed of {ours} to {other}"
+        found["ratios"][name] = round(statistics.median(ratios), 4)
+        found["ratios_lowest_and_highest"][name] = [round(min(ratios), 4), round(max(ratios), 4)]
     return found
 
 
 def show(place: str, precision: str, found: dict[str, Any]) -> None:
     """Print one place and precision."""
-    print(f"{place}, {precision}")
+    turns = len(found["seconds_of_a_block"]["by hand"])
+    print(f"{place}, {precision}, {turns} turns of {found['steps_of_a_block']} steps")
     for name, value in found["samples_per_second"].items():
         print(f"  {name:<26}{value:>10.1f} samples per second")
     for name, value in found["ratios"].items():
-        print(f"  {name:<62}{value:>8.4f}")
-    for name, answer in found["trace"].items():
-        print(
-            f"  a trace of {name:<40}{100 * answer['added']:>+8.2f} % of a step"
-            f"   ({answer['pairs']} pairs of {answer['steps_of_a_block']} steps; the middle half:"
-            f" {100 * answer['quartiles'][0]:+.2f} to {100 * answer['quartiles'][1]:+.2f} %;"
-            f" the same without any trace: {100 * answer['null']:+.2f} %)"
-        )
+        lowest, highest = found["ratios_lowest_and_highest"][name]
+        print(f"  {name:<62}{value:>8.4f}   ({lowest:.3f} to {highest:.3f})")
     sys.stdout.flush()
 
 
@@ -233,7 +252,7 @@ class Bench:
 
         if self.model is None:
             self.model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers))
-            self.samples = program.samples(64 * samples, tokens)
+            self.samples = program.samples(64 * samples, tokens) * 8  # no block reaches the end of an epoch
             self.per_step = samples
         return True
 
@@ -274,72 +293,6 @@ class Bench:
             took = clock.moments[1] - clock.moments[0]
         free_cards()
         return took
-
-    def trace(self, way: str, precision: str, blocks: int, steps: int) -> dict[str, Any]:
-        """Share of a step that a trace adds: the median over pairs of neighbouring blocks of one run."""
-        gc.collect()
-        seconds = self.traced_in_turns(way, precision, blocks, steps)
-        free_cards()
-        added, alike = [], []
-        for (was_on, before), (is_on, after) in zip(seconds, seconds[1:], strict=False):
-            if was_on == is_on:
-                alike.append(after / before - 1)
-            else:
-                added.append(after / before - 1 if is_on else before / after - 1)
-        return {
-            "added": statistics.median(added),
-            "quartiles": statistics.quantiles(added, n=4)[::2],
-            "null": statistics.median(alike),
-            "null_quartiles": statistics.quantiles(alike, n=4)[::2],
-            "pairs": len(added),
-            "steps_of_a_block": steps,
-            "seconds_off": [round(value, 5) for on, value in seconds if not on],
-            "seconds_on": [round(value, 5) for on, value in seconds if on],
-        }
-
-    def traced_in_turns(self, way: str, precision: str, blocks: int, steps: int) -> list[tuple[bool, float]]:
-        """Train once, the trace off, on, on, off, and so on; return for each block whether it was on, and its seconds.
-
-        A block begins where the loop clears the gradients, between two steps and outside of everything that a trace
-        hooks. It holds one log, in its middle. Attaching and detaching are not part of it.
-        """
-        import torch
-
-        from minitrainer.trace import trace
-
-        trainer, library = self.trainer(way, precision, (blocks + 2) * steps, logging_steps=steps)
-        folder = Path(self.folder.name, f"trace-{way}-{precision}")
-        sessions: list[Any] = []
-        seconds: list[tuple[bool, float]] = []
-        began, calls = 0.0, 0
-        clear_gradients = torch.nn.Module.zero_grad
-
-        def zero_grad(model: Any, set_to_none: bool = True) -> None:
-            nonlocal began, calls
-            clear_gradients(model, set_to_none)
-            calls += 1
-            number, step_in_block = divmod(calls + steps // 2, steps)
-            if step_in_block:
-                return
-            wait_for_cards()
-            if number > 2:  # the first block warms up
-                seconds.append((bool(sessions), time.perf_counter() - began))
-            while sessions:
-                sessions.pop().stop()
-            if number % 4 in (2, 3):
-                sessions.append(trace(trainer, folder / f"{number}.rows").start())
-            meet()
-            wait_for_cards()
-            began = time.perf_counter()
-
-        torch.nn.Module.zero_grad = zero_grad  # type: ignore[method-assign]
-        try:
-            trainer.train()
-        finally:
-            torch.nn.Module.zero_grad = clear_gradients  # type: ignore[method-assign]
-            while sessions:
-                sessions.pop().stop()
-        return seconds
 
 
 class Clock:
@@ -439,4 +392,4 @@ def free_cards() -> None:
 if __name__ == "__main__":
     main()
 
-# Read next: ../gpu/places.py
+# Read next: gpu_trace_cost.py

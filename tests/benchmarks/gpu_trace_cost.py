@@ -1,0 +1,369 @@
+"""What a trace adds to a training step on a card, and how surely that is known.
+
+    python -m tests.benchmarks.gpu_trace_cost                        BERT-base, bf16 and fp32, each on a card of its own
+    python -m tests.benchmarks.gpu_trace_cost --json cost.json       and as facts
+
+One training run; within it the trace goes off, on, on, off, block by block, some hundred times. A block is one step to
+settle, which is left out, and then ten that are timed; the last of them holds a log. Attaching, detaching and the wait
+for the card lie between two blocks. What is compared are neighbours, half a second apart, so the machine's slow changes
+of pace cancel; and neighbours that do not differ at all are compared in the same way: that is what the clock can tell.
+
+Three readings of a block: its seconds; its median step, which knows neither the log nor a rare hiccup; and what the
+thread that trains used of its processor (a step of this size is bound by the host). The process stays on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
+
+SETTLING_STEPS, TIMED_STEPS = 1, 10
+STEPS = SETTLING_STEPS + TIMED_STEPS  # of a block; the Trainer logs as often
+PATTERN = (False, True, True, False)  # whether the trace is on, block by block
+WARM_UP_BLOCKS = 6
+GOAL = 0.005  # of a step
+RESAMPLES = 4000
+SEED = 20230718
+
+
+class Block(NamedTuple):
+    """One block, in seconds."""
+
+    on: bool
+    wall: list[float]  # of each timed step; the last holds a log
+    thread: list[float]  # the training thread's processor time in each
+
+
+READINGS = {
+    "a step, logs included": lambda block: sum(block.wall) / len(block.wall),
+    "a step without a log": lambda block: float(np.median(block.wall[:-1])),
+    "the thread's own time in a step": lambda block: sum(block.thread) / len(block.thread),
+}
+
+# -- parent ----------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Measure each precision, at once where there is a card for each, and say what was found."""
+    parser = argparse.ArgumentParser(description="what a trace adds to a training step on a card")
+    parser.add_argument("--seconds", type=float, default=300, help="of training, for each precision")
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--way", default="minitrainer", choices=["minitrainer", "transformers"])
+    parser.add_argument("--environment", default="installed", choices=["installed", "reference"])
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=128, help="in each sample")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--json", type=Path, help="where the facts go")
+    parser.add_argument("--worker", nargs=2, metavar=("PRECISION", "CORE"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.worker:
+        return work(asked)
+    if cards() == 0:
+        raise SystemExit("gpu_trace_cost needs a CUDA device, and torch finds none here")
+    facts: dict[str, Any] = {
+        name: vars(asked)[name] for name in ("way", "environment", "samples", "tokens", "layers", "hidden", "seconds")
+    } | {"timed_steps_of_a_block": TIMED_STEPS, "precisions": {}}
+    at_once = max(1, min(cards(), len(asked.precisions)))
+    for first in range(0, len(asked.precisions), at_once):
+        started = [
+            (precision, start(precision, card)) for card, precision in enumerate(asked.precisions[first:][:at_once])
+        ]
+        for precision, process in started:
+            answer = process.communicate()[0]
+            if process.returncode != 0:
+                print(f"{precision}: ended with {process.returncode}")
+                continue
+            facts["precisions"][precision] = found = json.loads(answer.splitlines()[-1])
+            show(precision, found)
+            if asked.json is not None:
+                asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if len(facts["precisions"]) < len(asked.precisions):
+        raise SystemExit(1)
+
+
+def start(precision: str, card: int) -> subprocess.Popen[str]:
+    """Start the run of one precision on a card and a core of its own."""
+    words = sys.argv[1:]
+    environment = words[words.index("--environment") + 1] if "--environment" in words else "installed"
+    variables = environment_of(environment)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards())))
+    variables["CUDA_VISIBLE_DEVICES"] = "" if PRETENDED_CARDS else visible.split(",")[card]
+    cores = sorted(os.sched_getaffinity(0))
+    core = cores[(2 + 8 * card) % len(cores)]  # apart, and not the first, which answers interrupts
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_trace_cost", *words, "--worker", precision, str(core)]
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
+
+
+def show(precision: str, found: dict[str, Any]) -> None:
+    """Print what was found, with its uncertainty, in words."""
+    print(f"{precision}: {found['blocks']} blocks of {TIMED_STEPS} steps, {found['surroundings']}")
+    for name, reading in found["readings"].items():
+        added, null = reading["added"], reading["null"]
+        print(
+            f"  {name:<34}{1e3 * reading['seconds_off']:>9.3f} ms without a trace;  with one "
+            f"{1e6 * added['seconds']:+8.1f} µs = {percent(added['share'])} "
+            f"(95 %: {percent(added['interval'][0])} to {percent(added['interval'][1])}; {added['pairs']} pairs)"
+        )
+        print(
+            f"  {'':<34}neighbours that do not differ: {percent(null['share'])} "
+            f"(95 %: {percent(null['interval'][0])} to {percent(null['interval'][1])}; {null['pairs']} pairs)"
+        )
+        print(f"  {'':<34}{verdict(reading)}")
+    own = found["by_its_own_count"]
+    print(
+        f"  by its own count, attaching included: {own['microseconds_a_step']:.1f} µs a step = {percent(own['share'])}"
+    )
+    sys.stdout.flush()
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:+.3f} %"
+
+
+def verdict(reading: dict[str, Any]) -> str:
+    """The goal, kept, missed or not decided, and what size of effect would have been seen."""
+    low, high = reading["added"]["interval"]
+    seen = f"known to ±{50 * (high - low):.3f} % of a step"
+    if high <= GOAL:
+        return f"{seen}: at most {100 * GOAL} %, as aimed at"
+    if low > GOAL:
+        return f"{seen}: more than the {100 * GOAL} % aimed at"
+    return f"{seen}: too coarse to say whether it is at most {100 * GOAL} %"
+
+
+# -- from blocks to figures ------------------------------------------------------------------------------------------
+
+
+def figures(blocks: list[Block]) -> dict[str, Any]:
+    """Compare neighbours, with intervals by resampling groups of four blocks, whose pairs are not independent."""
+    found = {}
+    for name, reading in READINGS.items():
+        values = np.array([reading(block) for block in blocks])
+        ons = np.array([block.on for block in blocks])
+        typical = float(np.median(values[~ons]))
+        added: list[list[float]] = []
+        alike: list[list[float]] = []
+        for first in range(0, len(blocks), len(PATTERN)):
+            added.append([])
+            alike.append([])
+            for left in range(first, min(first + len(PATTERN), len(blocks) - 1)):
+                difference = values[left + 1] - values[left]
+                if ons[left] == ons[left + 1]:
+                    alike[-1].append(difference)
+                else:
+                    added[-1].append(difference if ons[left + 1] else -difference)
+        found[name] = {
+            "seconds_off": typical,
+            "added": median_and_interval(added, typical),
+            "null": median_and_interval(alike, typical),
+        }
+    return found
+
+
+def median_and_interval(groups: list[list[float]], typical: float) -> dict[str, Any]:
+    """Median of all differences, as seconds and as share of a step; a bootstrap interval over the groups."""
+    groups = [group for group in groups if group]
+    random = np.random.default_rng(SEED)
+    together = np.concatenate(groups)
+    medians = [
+        np.median(np.concatenate([groups[index] for index in random.integers(0, len(groups), len(groups))]))
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return {
+        "seconds": float(np.median(together)),
+        "share": float(np.median(together) / typical),
+        "interval": [float(low / typical), float(high / typical)],
+        "middle_half": [float(value / typical) for value in np.quantile(together, [0.25, 0.75])],
+        "pairs": len(together),
+    }
+
+
+# -- worker ----------------------------------------------------------------------------------------------------------
+
+
+def work(asked: argparse.Namespace) -> None:
+    """Train in one process and print the facts as the last line."""
+    precision, core = asked.worker
+    os.sched_setaffinity(0, {int(core)})
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a Trainer prints goes elsewhere
+    warnings.filterwarnings("ignore")
+    import torch
+    import transformers
+
+    from tests.gpu import program
+
+    transformers.logging.set_verbosity_error()
+    library = import_module(asked.way)
+    samples = program.samples(64 * asked.samples, asked.tokens)
+    with tempfile.TemporaryDirectory(prefix="gpu-trace-cost-") as folder:
+        args = program.arguments(
+            library,
+            folder,
+            max_steps=10**6,  # a clock ends the run
+            logging_steps=STEPS,
+            per_device_train_batch_size=asked.samples,
+            bf16=precision == "bf16",
+        )
+        config = transformers.BertConfig(
+            num_hidden_layers=asked.layers,
+            hidden_size=asked.hidden,
+            num_attention_heads=asked.hidden // 64,
+            intermediate_size=4 * asked.hidden,
+        )
+        torch.manual_seed(0)
+        model = transformers.BertForSequenceClassification(config)
+        # one long epoch: where one ends, a step takes longer
+        trainer = library.Trainer(model, args, train_dataset=samples * (10**6 // 64))
+        trainer.remove_callback(library.PrinterCallback)
+        switching = Switching(trainer, library, Path(folder), asked.seconds)
+        blocks = switching.trained()
+    if len(blocks) < 2 * len(PATTERN):
+        raise SystemExit(f"only {len(blocks)} blocks in {asked.seconds:g} s: too few to compare")
+    off = [step for block in blocks if not block.on for step in block.wall]
+    own = 1e6 * switching.own_seconds / max(1, switching.steps_with_a_trace)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "a processor"
+    facts = {
+        "surroundings": f"{device}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "blocks": len(blocks),
+        "readings": figures(blocks),
+        "by_its_own_count": {
+            "microseconds_a_step": own,
+            "share": own / 1e6 / float(np.median(off)),
+            "rows_a_step": switching.rows / max(1, switching.steps_with_a_trace),
+        },
+        "seconds_of_each_block": {
+            "on": [int(block.on) for block in blocks],
+            "wall": [round(sum(block.wall), 6) for block in blocks],
+            "median_step": [round(float(np.median(block.wall[:-1])), 7) for block in blocks],
+            "thread": [round(sum(block.thread), 6) for block in blocks],
+        },
+    }
+    answers.write(json.dumps(facts) + "\n")
+    answers.flush()
+
+
+class Switching:
+    """One training run, within which a trace goes on and off.
+
+    A block begins and ends where the loop clears the gradients: between two steps, outside of everything that a trace
+    hooks. The log of a step comes after that, so it is timed with the micro-batch of the next one: the last of a block.
+
+    Attributes:
+        own_seconds, rows, steps_with_a_trace: by the recordings' own count, settling steps included.
+    """
+
+    def __init__(self, trainer: Any, library: Any, folder: Path, seconds: float):
+        self.trainer = trainer
+        self.folder = folder
+        self.deadline = time.perf_counter() + seconds
+        self.own_seconds, self.rows, self.steps_with_a_trace = 0.0, 0, 0
+        self._session: Any = None
+        self._blocks: list[Block] = []
+        self._moments: list[tuple[float, float]] = []
+        self._step = 0
+        stop = self._stops_in_time
+        trainer.add_callback(type("Deadline", (library.TrainerCallback,), {"on_step_end": stop})())
+
+    def trained(self) -> list[Block]:
+        """Train until the time is over; return the blocks, whole groups of four alone."""
+        import torch
+
+        clear_gradients = torch.nn.Module.zero_grad
+
+        def zero_grad(model: Any, set_to_none: bool = True) -> None:
+            clear_gradients(model, set_to_none)
+            if model is self.trainer.model and self.trainer.state.global_step + 1 != self._step:
+                self._step = self.trainer.state.global_step + 1
+                self._between_two_steps()
+
+        torch.nn.Module.zero_grad = zero_grad  # type: ignore[method-assign]
+        try:
+            self.trainer.train()
+        finally:
+            torch.nn.Module.zero_grad = clear_gradients  # type: ignore[method-assign]
+            self._detach()
+        whole = len(self._blocks) - len(self._blocks) % len(PATTERN)
+        return self._blocks[:whole]
+
+    def _stops_in_time(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if time.perf_counter() > self.deadline:
+            control.should_training_stop = True
+
+    def _between_two_steps(self) -> None:
+        number, step_in_block = divmod(self._step - 1, STEPS)
+        if step_in_block == 0:
+            wait_for_the_card()
+            self._note()
+            if number > WARM_UP_BLOCKS:
+                self._blocks.append(self._measured(number - 1))
+            self._detach()
+            if number == WARM_UP_BLOCKS:
+                gc.collect()
+                gc.freeze()  # what is there by now stays: no later collection walks over it
+            if PATTERN[number % len(PATTERN)]:
+                self._attach(number)
+            self._moments = []
+            wait_for_the_card()
+        self._note()
+
+    def _note(self) -> None:
+        self._moments.append((time.perf_counter(), time.thread_time()))
+
+    def _measured(self, number: int) -> Block:
+        steps = list(zip(self._moments, self._moments[1:], strict=False))[SETTLING_STEPS:]
+        assert len(steps) == TIMED_STEPS, len(steps)
+        return Block(
+            PATTERN[number % len(PATTERN)],
+            [end[0] - begin[0] for begin, end in steps],
+            [end[1] - begin[1] for begin, end in steps],
+        )
+
+    def _attach(self, number: int) -> None:
+        from minitrainer.trace import trace
+
+        self._session = trace(self.trainer, self.folder / f"{number}.rows").start()
+
+    def _detach(self) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        session.stop()
+        from minitrainer.trace import events, rows
+
+        *_, last = rows.read(session.path)
+        if isinstance(last, events.End) and last.cost_us is not None:
+            self.own_seconds += last.cost_us / 1e6
+            self.rows += last.rows
+            self.steps_with_a_trace += STEPS
+        session.path.unlink()
+
+
+def wait_for_the_card() -> None:
+    """Return when the card has done everything."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
+
+# Read next: ../gpu/places.py
