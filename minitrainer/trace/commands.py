@@ -26,7 +26,7 @@ ONLY = ("callbacks", "flags", "loss", "calls", "files", "collectives")
 EXPORTS = {
     "markdown": ("trace.md", "one page: what ran, what happened, flags with their authors, derivations, files"),
     "json": ("trace.json", "every record of every rank as one JSON document"),
-    "perfetto": ("trace.perfetto.json", "Chrome trace events, for ui.perfetto.dev: one track a rank"),
+    "perfetto": ("trace.perfetto.json", "Chrome trace events, for ui.perfetto.dev: one process a rank"),
     "canonical": ("rank{rank}.jsonl", "the canonical form, one file a rank: all that two equal runs share"),
     "portable": (
         "rank{rank}.jsonl",

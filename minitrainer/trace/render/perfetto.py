@@ -18,6 +18,7 @@ from minitrainer.trace.render.escape import printable
 
 PARTS, CALLS = 0, 1
 """Tracks (threads) of a rank: epochs and steps above, calls with their events and callbacks below."""
+TRACKS = {PARTS: "epochs and steps", CALLS: "calls, events and callbacks"}
 
 
 def write(run: Run, file: TextIO) -> int:
@@ -31,16 +32,24 @@ def write(run: Run, file: TextIO) -> int:
         "from": ", ".join(words.heading(reading.head) for reading in run.readings.values()),
         "clock": "microseconds" if has_times else "one microsecond a row: this trace holds no times",
     }
-    file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(about) + ', "traceEvents": [\n')
+    file.write('{"displayTimeUnit": "ms", "otherData": ' + _json(about) + ', "traceEvents": [\n')
     written = 0
     starts = _starts_us(run)
     for rank, reading in run.readings.items():
-        track = _Track(rank, starts[rank])
+        # Perfetto knows a thread by its number alone, whatever the process; one numbered as a process is that one's main
+        # thread, and 0 is the idle thread of all. So no two tracks share a number, nor has one that of a rank.
+        first_thread = max(run.readings) + 1 + len(TRACKS) * rank
+        track = _Track(rank, starts[rank], first_thread)
         for event in track.trace_events(reading):
-            file.write((",\n" if written else "") + json.dumps(event))
+            file.write((",\n" if written else "") + _json(event))
             written += 1
     file.write("\n]}\n")
     return written
+
+
+def _json(value: Any) -> str:
+    r"""Encode without \u escapes, which Perfetto shows as they stand; whatever must not be shown is escaped already."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _starts_us(run: Run) -> dict[int, int]:
@@ -61,8 +70,9 @@ def _starts_us(run: Run) -> dict[int, int]:
 class _Track:
     """Turns the records of one rank into trace events."""
 
-    def __init__(self, rank: int, start_us: int):
+    def __init__(self, rank: int, start_us: int, first_thread: int):
         self.rank = rank
+        self.first_thread = first_thread
         self.start_us = start_us
         self.now_us = start_us
         self.open_scopes: list[tuple[int, str]] = []
@@ -72,10 +82,11 @@ class _Track:
     def trace_events(self, records: Iterable[events.Record]) -> Iterator[dict[str, Any]]:
         yield self._meta("process_name", PARTS, name=f"rank {self.rank}")
         yield self._meta("process_sort_index", PARTS, sort_index=self.rank)
-        yield self._meta("thread_name", PARTS, name="epochs and steps")
-        yield self._meta("thread_name", CALLS, name="calls, events and callbacks")
+        for track, name in TRACKS.items():
+            yield self._meta("thread_name", track, name=name)
+            yield self._meta("thread_sort_index", track, sort_index=track)
         for flag in FLAGS:
-            yield self._counter(flag, 0)
+            yield self._counter(flag, "raised", 0)
         for n, record in enumerate(records):
             self.now_us = self.start_us + (n if record.at is None else record.at)
             yield from self._of(record)
@@ -88,7 +99,7 @@ class _Track:
     def _of(self, record: events.Record) -> Iterator[dict[str, Any]]:
         kind = type(record)
         if kind is events.Call:
-            yield self._begin("call", words.text_of(words.describe(record)))
+            yield self._call(record)  # type: ignore[arg-type]
         elif kind is events.Return:
             yield from self._leave()
         elif kind is events.Event:
@@ -102,7 +113,7 @@ class _Track:
         elif kind is events.CallbackEnd:
             yield from self._leave()
         elif kind is events.Flag:
-            yield self._counter(record.flag, int(record.new))  # type: ignore[attr-defined]
+            yield self._counter(printable(record.flag), "raised", int(record.new))  # type: ignore[attr-defined]
             yield self._instant("flag", record)
         elif kind is events.Raise:
             yield self._instant("raise", record)
@@ -114,6 +125,11 @@ class _Track:
             yield self._instant("loss", record)
         elif kind in (events.File, events.Rng, events.Note, events.Samples, events.TrainerBegin):
             yield self._instant(kind.__struct_config__.tag, record)  # type: ignore[arg-type]
+
+    def _call(self, record: events.Call) -> dict[str, Any]:
+        owner = "" if record.cls == "Trainer" else f"{printable(record.cls)}."
+        part = {"part": printable(record.part)} if record.part else {}  # in the name it would crowd narrow slices
+        return self._begin("call", owner + printable(record.method), **part)
 
     def _parts(self, record: events.Event) -> Iterator[dict[str, Any]]:
         name = record.event
@@ -139,15 +155,18 @@ class _Track:
     def _logged(self, record: events.Log) -> Iterator[dict[str, Any]]:
         for key, value in record.logs.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf"):
-                yield self._counter(printable(key), value)
+                yield self._counter(printable(key), "logged", value)
 
     # -- trace events of each phase --------------------------------------------------
 
     def _event(self, phase: str, track: int, name: str, **more: Any) -> dict[str, Any]:
-        return {"ph": phase, "pid": self.rank, "tid": track, "ts": self.now_us, "name": name, **more}
+        return {"ph": phase, **self._place(track), "ts": self.now_us, "name": name, **more}
 
     def _meta(self, what: str, track: int, **args: Any) -> dict[str, Any]:
-        return {"ph": "M", "pid": self.rank, "tid": track, "name": what, "args": args}
+        return {"ph": "M", **self._place(track), "name": what, "args": args}
+
+    def _place(self, track: int) -> dict[str, int]:
+        return {"pid": self.rank, "tid": self.first_thread + track}
 
     def _begin(self, category: str, name: str, **args: Any) -> dict[str, Any]:
         self.open_scopes.append((CALLS, name))
@@ -166,8 +185,9 @@ class _Track:
         more = {"args": {"incomplete": "the trace stops in here"}} if cut else {}
         return self._event("E", track, name, **more)
 
-    def _counter(self, name: str, value: float) -> dict[str, Any]:
-        return self._event("C", PARTS, name, args={"value": value})
+    def _counter(self, name: str, what: str, value: float) -> dict[str, Any]:
+        """Perfetto shows both words, as in "loss logged"."""
+        return self._event("C", PARTS, name, args={what: value})
 
     def _instant(self, category: str, record: events.Record) -> dict[str, Any]:
         text = words.text_of(words.describe(record))
