@@ -20,7 +20,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Group:
 
     folder: Path
     processes: list[subprocess.Popen[bytes]]
+    deadline: float = field(default_factory=lambda: time.monotonic() + LIMIT_SECONDS)
 
     def end(self) -> None:
         """Kill what still runs: a rank that waits for a dead one would keep its card busy."""
@@ -92,7 +94,7 @@ class Group:
         found = []
         for rank, process in enumerate(self.processes):
             try:
-                code: int | str = process.wait(LIMIT_SECONDS)
+                code: int | str = process.wait(max(0.1, self.deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 self.end()
                 code = f"no answer within {LIMIT_SECONDS} s"
@@ -103,6 +105,11 @@ class Group:
                 raise RuntimeError(f"rank {rank} in {self.folder.name} ended with {code}:\n{shown[-6000:]}")
             found.append(json.loads(file.read_text(encoding="utf-8")))
         return found
+
+    def what_is_there(self) -> list[Any]:
+        """What each rank has written by now: the parts that it has ended; None for a rank that has ended none."""
+        files = [self.folder / f"rank{rank}.json" for rank in range(len(self.processes))]
+        return [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None for file in files]
 
 
 def start(environment: str, place: str, parts: list[str], folder: Path) -> Group:

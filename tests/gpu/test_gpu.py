@@ -12,22 +12,20 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .equal import CASES, CHANGED_TOGETHER, NOT_TOGETHER, PLAIN
+from .facts import Facts, part, reader
 from .places import PRETENDED_CARDS, ROOT, Group, cards, places, start
 from .unchanged import VARIANTS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
-
-Facts = Callable[[str, str], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +38,6 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str,
         reference = ["equal", "unchanged", "records", "talk"]
         started["reference", place] = start("reference", place, reference, folder / f"reference-{place}")
         started["installed", place] = start("installed", place, ["newest", "unchanged"], folder / f"installed-{place}")
-        if place == "apart":
-            for name in ("reference", "installed"):
-                started[name, "shards"] = start(name, place, ["shards"], folder / f"{name}-shards")
     yield started
     for group in started.values():
         group.end()
@@ -50,35 +45,8 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str,
 
 @pytest.fixture(scope="module")
 def facts(groups: dict[tuple[str, str], Group]) -> Facts:
-    """Gives the facts of one group, rank by rank, and keeps them where MINITRAINER_GPU_FACTS says."""
-    read: dict[tuple[str, str], list[dict[str, Any]]] = {}
-
-    def of(environment: str, place: str) -> list[dict[str, Any]]:
-        if (environment, place) not in read:
-            found = groups[environment, place].facts()
-            read[environment, place] = found
-            keep(f"{environment}-{place}", found, groups[environment, place])
-        return read[environment, place]
-
-    return of
-
-
-def keep(name: str, found: list[dict[str, Any]], group: Group) -> None:
-    """Write the facts of one group and its traces to the folder of facts, if there is one."""
-    if (target := os.environ.get("MINITRAINER_GPU_FACTS")) is None:
-        return
-    folder = Path(target)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found[0] if len(found) == 1 else found, indent=1)
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    if (group.folder / "traces").is_dir():
-        shutil.copytree(group.folder / "traces", folder / f"traces-{name}", dirs_exist_ok=True)
-
-
-def part(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """One part of a rank's facts; fails with the stack that it left, if it did."""
-    assert "error" not in found[name], found[name]["error"]
-    return found[name]
+    """Gives the facts of one group, rank by rank."""
+    return reader(groups)
 
 
 # -- equal -----------------------------------------------------------------------------------------------------------
@@ -247,27 +215,6 @@ def test_the_two_traces_are_one_and_every_loss_follows(facts: Facts, groups: Any
         assert said.returncode == 0, said.stdout + said.stderr
 
 
-# -- shards ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(cards() < 2 or bool(PRETENDED_CARDS), reason="takes two cards")
-@pytest.mark.parametrize("environment", ["reference", "installed"])
-def test_fsdp_trains_saves_and_resumes(facts: Facts, environment: str) -> None:
-    """A resumed run ends where an unbroken one ends, on every rank; what the real Trainer cannot do, ours cannot either."""
-    for found in facts(environment, "shards"):
-        libraries = part(found, "shards")["libraries"]
-        real, ours = libraries["transformers"], libraries["minitrainer"]
-        if real["error"] is not None:
-            # accelerate 0.21.0 asks for an argument of FSDP that newer torch has not
-            assert ours["error"] == real["error"]
-            continue
-        assert ours["error"] is None, ours["stack"]
-        for side in (real, ours):
-            assert side["resumed"]["shards"] == side["unbroken"]["shards"]
-            assert side["resumed"]["losses"][-3:] == side["unbroken"]["losses"][-3:]
-            assert side["unbroken"]["elements_here"] < side["unbroken"]["elements_of_the_model"]
-
-
 # -- left out --------------------------------------------------------------------------------------------------------
 
 
@@ -281,4 +228,4 @@ def test_without_a_card_they_are_left_out_in_one_line() -> None:
     assert "skipped" not in said.stdout
 
 
-# Read next: tests/benchmarks/gpu_speed.py
+# Read next: tests/gpu/test_shards.py

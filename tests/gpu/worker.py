@@ -1,6 +1,6 @@
 """What runs on the cards: one process of a group that `places.start` has launched.
 
-    python -m tests.gpu.worker FOLDER PART…       every part's facts end in FOLDER/rankN.json
+    python -m tests.gpu.worker FOLDER PART…       the facts end in FOLDER/rankN.json, part by part
 
 A part that fails leaves its stack as a fact, and the next one runs: a test then fails with that stack.
 """
@@ -123,13 +123,22 @@ def main(folder: Path, parts: list[str]) -> None:
                 break
         finally:
             logging.disable(logging.NOTSET)
+        facts["surroundings"][f"seconds of {part}"] = round(time.perf_counter() - began, 1)
         print(f"{part}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    (folder / f"rank{here.rank}.json").write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
+        write(folder / f"rank{here.rank}.json", facts)
+    write(folder / f"rank{here.rank}.json", facts)
     if any("error" in facts.get(part, {}) for part in parts):
         os._exit(0)  # the facts are written; a rank that waits for this one must not hold it
     here.wait_for_all()
     if here.rank == 0:
         time.sleep(2)  # it holds the store: the others must hear from it that all have come
+
+
+def write(file: Path, facts: dict[str, Any]) -> None:
+    """Write what is known by now; whoever reads it finds all of it."""
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
+    new.replace(file)
 
 
 if __name__ == "__main__":
