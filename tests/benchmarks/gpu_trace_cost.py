@@ -149,7 +149,7 @@ def verdict(reading: dict[str, Any]) -> str:
 # -- from blocks to figures ------------------------------------------------------------------------------------------
 
 
-def figures(blocks: list[Block]) -> dict[str, Any]:
+def figures(blocks: list[Block], resamples: int = RESAMPLES) -> dict[str, Any]:
     """Compare neighbours, with intervals by resampling groups of four blocks, whose pairs are not independent."""
     found = {}
     for name, reading in READINGS.items():
@@ -169,20 +169,20 @@ def figures(blocks: list[Block]) -> dict[str, Any]:
                     added[-1].append(difference if ons[left + 1] else -difference)
         found[name] = {
             "seconds_off": typical,
-            "added": median_and_interval(added, typical),
-            "null": median_and_interval(alike, typical),
+            "added": median_and_interval(added, typical, resamples),
+            "null": median_and_interval(alike, typical, resamples),
         }
     return found
 
 
-def median_and_interval(groups: list[list[float]], typical: float) -> dict[str, Any]:
+def median_and_interval(groups: list[list[float]], typical: float, resamples: int) -> dict[str, Any]:
     """Median of all differences, as seconds and as share of a step; a bootstrap interval over the groups."""
     groups = [group for group in groups if group]
     random = np.random.default_rng(SEED)
     together = np.concatenate(groups)
     medians = [
         np.median(np.concatenate([groups[index] for index in random.integers(0, len(groups), len(groups))]))
-        for _ in range(RESAMPLES)
+        for _ in range(resamples)
     ]
     low, high = np.quantile(medians, [0.025, 0.975])
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,9 +95,8 @@ def all_runs() -> dict[str, Run]:
     found["isolated, transformers, apart"] = Run(
         "installed", "apart", (*RUN_GLUE, "--trainer", "transformers==4.31.0", *apart)
     )
-    found["installed, minitrainer, apart, not watched"] = Run(
-        "installed", "apart", (*RUN_GLUE, "--nproc", str(cards()))
-    )
+    # the older version: with newer ones' attention, two runs on cards need not agree in the last bit
+    found["not watched, minitrainer, apart"] = Run("reference", "apart", (*RUN_GLUE, "--nproc", str(cards())))
     for environment in ("reference", "installed"):
         for library in LIBRARIES:
             words = (*RUN_GLUE, *trainer_of(library, environment))
@@ -178,7 +178,7 @@ def steps_of(run: Run) -> int:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Ended]]]:
     """Start all runs, as many at a time as the machine has processors for."""
     folder = tmp_path_factory.mktemp("command-line")
-    at_a_time = max(1, min(8, (os.cpu_count() or 1) // 4))
+    at_a_time = max(1, min(10, (os.cpu_count() or 1) // 3))
     with ThreadPoolExecutor(at_a_time) as pool:
         futures = {name: pool.submit(perform, name, folder / f"run{at}") for at, name in enumerate(RUNS)}
         yield futures
@@ -341,7 +341,8 @@ def test_a_run_ends_well_and_every_loss_follows(runs: dict[str, Future[Ended]], 
     """Exit status, `verify`, whole traces of all ranks without a note of trouble, each on a card of its own."""
     ended = runs[name].result().well()
     if not PRETENDED_CARDS:
-        assert [each["device"] for each in ended.told] == [f"cuda:{rank}" for rank in range(ended.run.ranks)]
+        devices = [each["device"] for each in ended.told]
+        assert devices == [f"cuda:{rank}" for rank in range(ended.run.ranks)] or devices == ["cuda"]
 
 
 @pytest.mark.parametrize("name", named("together"))
@@ -351,11 +352,16 @@ def test_two_cards_in_one_process_share_each_micro_batch(runs: dict[str, Future[
     real = runs[name.replace("minitrainer", "transformers")].result()
     if real.status != 0:  # several versions' BERT asks its replicas for parameters, which they have not
         assert "installed" in name
-        assert (ended.status, ended.last_line) == (real.status, real.last_line)
+        assert ended.status == real.status and errors_in(ended.printed) == errors_in(real.printed) != []
         return
     (told,) = ended.well().told
-    assert told["device"] == "cuda:0" and not told["collectives"]
+    assert told["device"] in ("cuda", "cuda:0") and not told["collectives"]
     assert set(told["samples_of_micro_batches"]) == {PER_DEVICE_BATCH * cards()}
+
+
+def errors_in(printed: str) -> list[str]:
+    """Names of the errors that a program speaks of."""
+    return sorted(set(re.findall(r"\b[A-Z]\w*(?:Error|Iteration)\b", printed)))
 
 
 # -- equal -----------------------------------------------------------------------------------------------------------
@@ -375,8 +381,8 @@ def test_ours_and_the_real_4_31_0_leave_one_trace(runs: dict[str, Future[Ended]]
 
 @pytest.mark.skipif(cards() < 2, reason="takes two cards")
 def test_watching_the_collectives_changes_nothing_else(runs: dict[str, Future[Ended]]) -> None:
-    watched = runs["installed, minitrainer, apart, fp32"].result().well()
-    plain = runs["installed, minitrainer, apart, not watched"].result().well()
+    watched = runs["reference, minitrainer, apart, fp32"].result().well()
+    plain = runs["not watched, minitrainer, apart"].result().well()
     for rank in range(cards()):
         lines = (watched.folder / f"rank{rank}.jsonl").read_text(encoding="utf-8").splitlines()
         others = [line for line in lines if json.loads(line)["kind"] != "collective"]
