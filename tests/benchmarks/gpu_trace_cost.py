@@ -347,10 +347,11 @@ class Switching:
         session.stop()
         from minitrainer.trace import events, rows
 
-        *_, last = rows.read(session.path)
+        recorded = list(rows.read(session.path))
+        last = recorded[-1]
         if isinstance(last, events.End) and last.cost_us is not None:
             self.own_seconds += last.cost_us / 1e6
-            self.rows += last.rows
+            self.rows += len(recorded)
             self.steps_with_a_trace += STEPS
         session.path.unlink()
 

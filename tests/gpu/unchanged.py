@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minitrainer.trace import trace
+from minitrainer.trace import rows, trace
 from tests.parity.observation import digest_of, plain, plain_files
 from tests.parity.run import our_library, plain_random, real_library
 
@@ -72,12 +72,12 @@ def observed(library: Any, folder: Path, here: Here, chosen: dict[str, Any], tra
         **chosen,
     )
     trainer.add_callback(waits.callback(library))
-    rows = 0
+    rows_of_the_trace = 0
     session = trace(trainer, folder / "trace") if traced else contextlib.nullcontext()
     with session, waits.counted():
         trainer.train()
     if traced:
-        rows = session.recorder.rows  # type: ignore[union-attr]
+        rows_of_the_trace = sum(1 for _ in rows.read(session.path))  # type: ignore[union-attr]
     here.wait_for_all()
     history = [
         {key: value for key, value in entry.items() if not is_clock(key)} for entry in trainer.state.log_history
@@ -91,7 +91,7 @@ def observed(library: Any, folder: Path, here: Here, chosen: dict[str, Any], tra
         "logs": repr(history),
         "files": repr({name: value for name, value in files.items() if not name.endswith("trainer_state.json")}),
     }
-    return {"left": left, "waits": waits.by_step, "rows": rows}
+    return {"left": left, "waits": waits.by_step, "rows": rows_of_the_trace}
 
 
 def is_clock(key: str) -> bool:
