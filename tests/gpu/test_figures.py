@@ -35,7 +35,7 @@ def test_a_known_cost_is_found_again_within_its_interval(name: str, added: float
 
 def test_the_interval_covers_what_it_says() -> None:
     """Of 40 runs with a cost of 0.4 %, at most six intervals of 95 % miss it: more would come by chance in 1 of 500."""
-    name = "a step, logs included"
+    name = "a step, every tenth with a log"
     missed = 0
     for seed in range(40):
         blocks = made(0.004, noise=0.02, drift=0.0, count=120, seed=seed)
@@ -45,7 +45,7 @@ def test_the_interval_covers_what_it_says() -> None:
 
 
 def test_the_verdict_says_when_it_cannot_tell() -> None:
-    name = "a step, logs included"
+    name = "a step, every tenth with a log"
     assert "as aimed at" in verdict(figures(made(0.001, noise=0.005, drift=0.0))[name])
     assert "more than" in verdict(figures(made(0.02, noise=0.005, drift=0.0))[name])
     assert "too coarse" in verdict(figures(made(0.005, noise=0.05, drift=0.0, count=40))[name])
