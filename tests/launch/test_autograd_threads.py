@@ -5,15 +5,19 @@ from __future__ import annotations
 import _thread
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from minitrainer.trace import events
+import minitrainer
+from minitrainer.trace import events, ranks, trace
 from minitrainer.trace.collectives import Collectives
 from tests.parity.ranks import free_port
+
+from . import programs
 
 BROADCAST = torch.ops.c10d.broadcast_.default
 
@@ -52,6 +56,36 @@ def test_the_thread_that_waits_tells_who_asked(group: Any, call: Any) -> None:
     assert (record.collective, record.elements, record.ranks) == ("broadcast", 7, 1)
     assert record.by == "test_the_thread_that_waits_tells_who_asked"
     assert record.part == "gradients, in the backward pass"
+
+
+def test_a_recording_takes_rows_from_that_thread(group: Any, tmp_path: Path) -> None:
+    """The whole way, into the file and out of it again, in the order in which it happened."""
+    waiting = type(_engine_run_backward)(_engine_run_backward.__code__, {"__name__": "torch.autograd", "time": time})
+    ended: list[bool] = []
+
+    class Asks(minitrainer.TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            def ask() -> None:
+                BROADCAST._op([torch.ones(state.global_step + 1)], group.boxed(), 0, 0)
+                ended.append(True)
+
+            before = len(ended)
+            waiting(lambda: void(_thread.start_new_thread(ask, ())), lambda: len(ended) > before)
+
+    trainer = programs.build(tmp_path)
+    trainer.add_callback(Asks)
+    with trace(trainer, tmp_path / "trace", collectives=True):
+        trainer.train()
+    reading = ranks.open_run(tmp_path / "trace").readings[0]
+    steps, seen = [], []
+    for record in reading:
+        if isinstance(record, events.Event) and record.event == "on_step_begin":
+            steps.append(record.step)
+        elif isinstance(record, events.Collective):
+            assert record.part == "" and record.by.endswith("ask")
+            seen.append((record.elements, steps[-1] + 1))
+        assert not isinstance(record, events.Note), record
+    assert len(seen) == trainer.state.global_step > 4 and all(elements == step for elements, step in seen)
 
 
 def void(anything: Any) -> None:
