@@ -12,6 +12,7 @@ rank's running sum, divided by all steps.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ MOST_PENDING_LOSSES = 65_536
 
 ROUNDED_DIGITS = 4
 """Decimals of a logged loss up to the 4 series; later versions do not round."""
+
+NOTHING = contextlib.nullcontext()
 
 _FLOAT32 = struct.Struct("f")
 
@@ -48,6 +51,8 @@ def read(value: Any) -> float | None:
 
 def read_all(kept: list[Any]) -> list[float | None]:
     """Several kept numbers. Those on a device come over in one copy, not one by one."""
+    if set(map(type, kept)) <= {float}:  # so it is on a CPU
+        return kept
     waiting = [value for value in kept if value is not None and type(value) is not float]
     if len(waiting) < 2:
         return [read(value) for value in kept]
@@ -171,8 +176,9 @@ class TrainingBook:
 
     def _read_kept(self) -> tuple[list[float | None], list[float | None]]:
         """The losses and what `training_step` made of them; where they live on a device, all in one copy."""
+        count = len(self.entries)
         kept = read_all([entry[0] for entry in self.entries] + [entry[1] for entry in self.entries])
-        return kept[: len(self.entries)], kept[len(self.entries) :]
+        return kept[:count], kept[count:]
 
     def _filtered(self, micro: list[float | None], filters: bool) -> tuple[list[int], list[int]]:
         """Positions of the losses that the Trainer replaced, and the divisors of what it added instead."""
@@ -187,10 +193,9 @@ class TrainingBook:
             import numpy  # loaded already: torch and every Trainer need it
 
             kind = "float64" if self.dtype == "float64" else "float32"
-            with numpy.errstate(all="ignore"):
-                return float(
-                    numpy.add.accumulate(numpy.array([0.0, *micro], dtype=kind), dtype=kind)[-1]
-                )  # one after the other, as they came
+            may_overflow = not sum(map(abs, micro)) < 1e38  # type: ignore[arg-type]
+            with numpy.errstate(all="ignore") if may_overflow else NOTHING:
+                return float(numpy.add.accumulate(numpy.array([0.0, *micro], dtype=kind))[-1])  # one after the other
         rounded = float if self.dtype == "float64" else round_to_float32
         replaced = dict(zip(filtered, divisors, strict=True))
         total = 0.0

@@ -13,8 +13,8 @@ import ctypes
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from weakref import ref as weak_reference
 from zlib import crc32
 
 MOST_INDICES = 4096
@@ -27,34 +27,11 @@ LARGEST_COPY_BYTES = 1 << 16
 """A tensor up to this size is copied for its digest: that takes less than a NumPy array that shares its memory."""
 
 
-class Identity(NamedTuple):
-    """What is known of a batch in the host's memory."""
+Identity = tuple[Any, Any, Any]
+"""What is known of a batch in the host's memory: rows, labels, digest."""
 
-    rows: int | None
-    labels: int | None
-    digest: str | None
-
-
-class _Start(NamedTuple):
-    """What all tensors of one name, shape and type share.
-
-    Attributes:
-        crc: digest of these three.
-        copy_from: copies their bytes from an address, where that is safe and pays.
-        rows: the first dimension.
-        all_count: whether all labels count, because none is an integer.
-        ignored: bytes of a label that does not count, where they are integers of a usual size.
-        elements: their number.
-    """
-
-    shape: Any
-    kind: Any
-    crc: int
-    copy_from: Any
-    rows: int | None
-    all_count: bool
-    ignored: bytes
-    elements: int
+MOST_ADDRESSES = 256
+"""A loader puts its batches where earlier ones lay: views of so many places are kept."""
 
 
 class Batches:
@@ -72,36 +49,54 @@ class Batches:
             torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
             torch.float64, torch.float32, torch.float16,
         }  # fmt: skip
-        self._starts: dict[Any, _Start] = {}  # of the tensors of each name, as they were last
-        self._drawn: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
-        self._iterator: Callable[[], Any] = lambda: None  # the loader's iterator that drew last, and its positions
-        self._queue: deque[Any] = deque()
+        # name -> what its tensors had in common so far: shape, element type, digest of these and the name, number of
+        # bytes (0 where they are not copied), rows, whether all labels count, bytes of one that does not, elements
+        self._starts: dict[Any, tuple[Any, Any, int, int, Any, bool, bytes, int]] = {}
+        self._views: dict[tuple[int, int], Any] = {}  # address and size -> the bytes that lie there now
+        # the iterator that has drawn positions and not fetched their batch, with them; what others have drawn, or it
+        # itself beyond that, stands in line
+        self.drawer: Any = None
+        self.drawn: Any = None
+        self._in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
         # id of a batch's first tensor -> (reference to it, positions, identity where it was taken on the host)
-        self._known: dict[int, tuple[weakref.ref[Any], list[int] | None, Identity | None]] = {}
+        self._known: dict[int, tuple[weak_reference[Any], list[int] | None, Identity | None]] = {}
 
     # -- where the loader hands out ------------------------------------------------
 
     def index_was_drawn(self, iterator: Any, index: Any) -> None:
         """Remember the positions of a batch that this loader is going to fetch."""
-        if self._iterator() is not iterator:
-            self._iterator = weakref.ref(iterator)
-            self._queue = self._drawn.setdefault(iterator, deque())
-        self._queue.append(index)
+        if self.drawer is None and not self._in_line:
+            self.drawer, self.drawn = iterator, index
+        else:  # workers that fetch ahead, or a data set that has a loader of its own
+            self._in_line.setdefault(iterator, deque()).append(index)
 
     def batch_was_fetched(self, iterator: Any, batch: Any) -> None:
         """Tie a fetched batch to the positions that were drawn for it (loaders keep the order)."""
-        drawn = self._queue if self._iterator() is iterator else self._drawn.get(iterator)
-        if not drawn:
-            return
+        if self.drawer is iterator:
+            index, self.drawer, self.drawn = self.drawn, None, None
+        else:
+            line = self._in_line.get(iterator)
+            if not line:
+                return
+            index = line.popleft()
+            if not line:
+                del self._in_line[iterator]
         tensor = self._first_tensor(batch)
-        index = drawn.popleft()
         if tensor is None:
             return
         if type(index) is not list:  # a batch of one without a batch sampler, or a sampler of the user's own
             index = [index] if type(index) is int else None
         elif len(index) > MOST_INDICES or not _are_integers(index):
             index = None
-        self._remember(tensor, index, None)
+        known = self._known
+        if len(known) > 1024:
+            self._forget_the_dead()
+        known[id(tensor)] = weak_reference(tensor), index, None
+
+    def batch_was_lost(self, iterator: Any) -> None:
+        """Fetching failed: nothing is kept alive for it."""
+        if self.drawer is iterator:
+            self.drawer = self.drawn = None
 
     def batch_was_moved(self, before: Any, after: Any, label_name: str) -> None:
         """Follow a batch that was copied to a device; take its digest while it is still in the host's memory.
@@ -122,69 +117,71 @@ class Batches:
         tensor = self._first_tensor(inputs)
         if tensor is None:
             return None, None, None, None
-        indices = identity = None
         entry = self._known.pop(id(tensor), None)
+        indices = identity = None
         if entry is not None and entry[0]() is tensor:
             indices, identity = entry[1], entry[2]
         if identity is None:
             if tensor.is_cpu:
                 identity = self.identify(inputs, label_name)
             else:
-                identity = Identity(int(tensor.shape[0]) if tensor.dim() else None, None, None)
-        return identity.rows, identity.labels, identity.digest, indices
+                identity = int(tensor.shape[0]) if tensor.dim() else None, None, None
+        rows, labels, digest = identity
+        return rows, labels, digest, indices
 
     def identify(self, inputs: Any, label_name: str) -> Identity:
         """Digest a batch in the host's memory, and count its rows and the labels that matter.
 
         The digest covers name, element type, shape and bytes of every tensor, in the order of the batch.
         """
-        tensor_class, starts_of = self._tensor_class, self._starts.get
+        tensor_class, starts, views = self._tensor_class, self._starts, self._views
         crc = 0
-        rows = labels = start = None
+        rows = labels = None
         for name, value in inputs.items() if hasattr(inputs, "items") else enumerate(_flat(inputs)):
-            start = starts_of(name)
             content: Any = None
-            if (
-                start is not None
-                and type(value) is tensor_class
-                and value.is_cpu
-                and value.shape == start.shape
-                and value.dtype is start.kind
-                and start.copy_from is not None
-                and value.is_contiguous()
-                and (address := value.data_ptr())  # 0 for a storage that was given back
-            ):
-                content = start.copy_from(address).raw
-            else:
+            if name in starts and type(value) is tensor_class and value.is_cpu:
+                shape, kind, start, size, first, all_count, ignored, elements = starts[name]
+                if size and value.dtype is kind and value.shape == shape and value.is_contiguous():
+                    address = value.data_ptr()  # 0 for a storage that was given back
+                    if address:
+                        view = views.get((address, size))
+                        content = self._view(address, size).raw if view is None else view.raw
+            if content is None:
                 if not isinstance(value, tensor_class):
                     continue
                 if not value.is_cpu or value.layout is not self._strided:
-                    return Identity(rows, labels, None)
-                start = self._start(name, value)
+                    return rows, labels, None
+                _, _, start, size, first, all_count, ignored, elements = self._start(name, value)
                 content = self._array(value)
-            crc = crc32(content, crc ^ start.crc)
+            crc = crc32(content, crc ^ start)
             if rows is None:
-                rows = start.rows
+                rows = first
             if name == label_name:
-                if start.all_count or (start.ignored and type(content) is bytes and start.ignored not in content):
-                    labels = start.elements
+                if all_count or (ignored and type(content) is bytes and ignored not in content):
+                    labels = elements
                 else:
                     labels = int((self._array(value) != IGNORED_LABEL).sum())
-        return Identity(rows, labels, crc.to_bytes(4, "big").hex())
+        return rows, labels, f"{crc:08x}"
 
-    def _start(self, name: Any, tensor: Any) -> _Start:
-        """What all tensors of this name, shape and type share."""
+    def _view(self, address: int, size: int) -> Any:
+        """The bytes that lie at an address, as they are whenever they are read."""
+        if len(self._views) >= MOST_ADDRESSES:
+            self._views.clear()
+        view = self._views[address, size] = (ctypes.c_char * size).from_address(address)
+        return view
+
+    def _start(self, name: Any, tensor: Any) -> tuple[Any, Any, int, int, Any, bool, bytes, int]:
+        """What all tensors of this name, shape and type have in common."""
         size = tensor.numel() * tensor.element_size()
         shape, kind = tensor.shape, tensor.dtype
-        is_plain = kind in self._plain_kinds and 0 < size <= LARGEST_COPY_BYTES
         ignored = b""
         if kind in (self._torch.int64, self._torch.int32):
             ignored = IGNORED_LABEL.to_bytes(tensor.element_size(), sys.byteorder, signed=True)
-        start = self._starts[name] = _Start(
+        start = self._starts[name] = (
             shape,
             kind,
             crc32(f"{name} {kind} {tuple(shape)}".encode()),
-            (ctypes.c_char * size).from_address if is_plain else None,
+            size if kind in self._plain_kinds and size <= LARGEST_COPY_BYTES else 0,
             shape[0] if shape else None,
             tensor.is_floating_point(),
             ignored,
@@ -205,6 +202,10 @@ class Batches:
     def _first_tensor(self, batch: Any) -> Any:
         tensor_class = self._tensor_class
         if type(batch) is dict:
+            for value in batch.values():
+                if type(value) is tensor_class:
+                    return value
+                break
             values: Any = batch.values()
         elif isinstance(batch, tensor_class):
             return batch
@@ -224,9 +225,14 @@ class Batches:
         return None
 
     def _remember(self, tensor: Any, indices: list[int] | None, identity: Identity | None) -> None:
-        if len(self._known) > 1024:  # batches that nobody trained on, such as those a resume skips
-            self._known = {key: entry for key, entry in self._known.items() if entry[0]() is not None}
-        self._known[id(tensor)] = (weakref.ref(tensor), indices, identity)
+        if len(self._known) > 1024:
+            self._forget_the_dead()
+        self._known[id(tensor)] = weak_reference(tensor), indices, identity
+
+    def _forget_the_dead(self) -> None:
+        """Forget batches that nobody trained on, such as those that a resume skips."""
+        for key in [key for key, entry in self._known.items() if entry[0]() is None]:
+            del self._known[key]
 
     def _recall(self, tensor: Any) -> tuple[list[int] | None, Identity | None] | None:
         entry = self._known.get(id(tensor))

@@ -120,16 +120,18 @@ class End(Record, tag="end", kw_only=True):
     """Last line of a run that was recorded to its end.
 
     Attributes:
-        rows: number of records before this one (definitions of names not counted).
+        rows: number of records before this one (definitions of names not counted). In a recording nobody counts while
+            it is written: the reader does.
         dropped: rows that could not be written (a full disk); a trace with dropped rows says so wherever it is shown.
         cost_us: microseconds that the recorder itself took, as it measured them. Only in a recording.
-        bytes_per_row: size of the recording divided by its rows. Only in a recording.
+        bytes: size of all that stands before this record. Only in a recording; a reader that finds the record elsewhere
+            knows that something is missing.
     """
 
-    rows: int
+    rows: int = 0
     dropped: int = 0
     cost_us: int | None = None
-    bytes_per_row: float | None = None
+    bytes: int | None = None
 
 
 # -- calls ---------------------------------------------------------------------

@@ -226,8 +226,8 @@ class Layout:
         record: Any = next(portable([recorded]))
         if type(record) is events.State:  # who the author is depends on the calls around it
             record.by = self.rows[position].by
-        elif type(record) is events.End:  # it was the only row that could be counted
-            record.rows = recorded.rows
+        elif type(record) is events.End:  # what stands before it was not counted
+            record.rows = 0
         return record
 
     def lines(self, values: Values) -> list[bytes]:

@@ -57,9 +57,21 @@ def innermost(function: Any) -> Any:
 
 _compiled: dict[tuple[str, ...], CodeType] = {}
 
+NOT_GIVEN = type("NotGiven", (), {"__repr__": lambda self: "<not given>"})()
+"""Default of a wrapper's parameter that the wrapped function does not have."""
+
+_OTHER_KEYWORDS = """\
+    if {others} or {missing}:
+        return _t_with_dict({arguments}, **_t_given({spelled}), **{others})
+"""
+
 
 def wrapper_of(
-    function: FunctionType, template: str, names: dict[str, Any], argument: tuple[int, str] = (1, "")
+    function: FunctionType,
+    template: str,
+    names: dict[str, Any],
+    argument: tuple[int, str] = (1, ""),
+    keywords: tuple[str, ...] = (),
 ) -> FunctionType:
     """Compile a wrapper with the signature of `function`.
 
@@ -69,15 +81,48 @@ def wrapper_of(
             with all its arguments, `{self}` the expression of its first argument, `{argument}` that of `argument`.
         names: what the body refers to, by names that start with `_t_`.
         argument: position and name of the argument that the body looks at. Position 1 is the one after `self`.
+        keywords: what callers are known to pass into the function's `**kwargs`, always together and in this order. The
+            wrapper takes them as parameters and hands them on one by one: filling a dict, taking it apart and filling
+            another would cost more than the rest of the wrapper. A caller with other keywords gets the dict.
     """
-    parameters, arguments, first = _signature(function.__code__)
-    wanted = _argument(function.__code__, *argument)
-    key = (template, parameters, function.__name__, wanted)
+    code = function.__code__
+    parameters, arguments, first = _signature(code)
+    wanted = _argument(code, *argument)
+    wrapper = _compile(
+        function, parameters, template.format(call=f"_t_original({arguments})", self=first, argument=wanted), names
+    )
+    own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    keywords = tuple(name for name in keywords if name not in own)
+    if not keywords or not code.co_flags & inspect.CO_VARKEYWORDS or code.co_flags & inspect.CO_VARARGS:
+        return wrapper
+    others = code.co_varnames[len(own)]
+    spelled = ", ".join(f"{name}={name}" for name in keywords)
+    arguments = arguments.removesuffix(f"**{others}")
+    star = "" if code.co_kwonlyargcount else "*, "
+    spelled_parameters = f"{parameters.removesuffix(f'**{others}')}{star}{', '.join(keywords)}, **{others}"
+    body = _OTHER_KEYWORDS.format(
+        others=others,
+        missing=" or ".join(f"{name} is _t_not_given" for name in keywords),
+        arguments=arguments.removesuffix(", "),
+        spelled=spelled,
+    ) + template.format(call=f"_t_original({arguments}{spelled})", self=first, argument=wanted)
+    names = {**names, "_t_with_dict": wrapper, "_t_given": _given, "_t_not_given": NOT_GIVEN}
+    quick = _compile(function, spelled_parameters, body, names)
+    quick.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **dict.fromkeys(keywords, NOT_GIVEN)}
+    return quick
+
+
+def _given(**keywords: Any) -> dict[str, Any]:
+    """Those keywords that the caller has given."""
+    return {name: value for name, value in keywords.items() if value is not NOT_GIVEN}
+
+
+def _compile(function: FunctionType, parameters: str, body: str, names: dict[str, Any]) -> FunctionType:
+    """A function that looks like `function`, with this body."""
+    key = (parameters, body, function.__name__)
     code = _compiled.get(key)
     if code is None:
-        body = template.format(call=f"_t_original({arguments})", self=first, argument=wanted)
-        source = f"def wrapper({parameters}):\n{body}"
-        module = compile(source, SOURCE_NAME, "exec")
+        module = compile(f"def wrapper({parameters}):\n{body}", SOURCE_NAME, "exec")
         code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
         _compiled[key] = code = code.replace(co_name=function.__name__)
     wrapper = FunctionType(code, {"_t_original": function, "__builtins__": __builtins__, **names}, function.__name__)

@@ -31,7 +31,7 @@ import zlib
 from _thread import get_ident
 from collections.abc import Callable, Iterator
 from time import perf_counter, thread_time
-from types import FrameType, SimpleNamespace
+from types import CodeType, FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from minitrainer.trace import events
@@ -45,8 +45,19 @@ from minitrainer.trace.batches import Batches
 from minitrainer.trace.events import FLAGS
 from minitrainer.trace.output_files import OutputFolder, checkpoint_name
 from minitrainer.trace.patching import SOURCE_NAME, Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
-from minitrainer.trace.recorder import COST_SAMPLE, NOT_A_NUMBER, OVERFLOWS, Recorder, number, plain, wrapper_names
+from minitrainer.trace.recorder import (
+    COST_SAMPLE,
+    NOT_A_NUMBER,
+    OVERFLOWS,
+    Recorder,
+    begin_of_row,
+    number,
+    plain,
+    wrapper_names,
+)
 from minitrainer.trace.rows import (
+    CALL,
+    CALLBACK,
     CALLBACK_END,
     CODES,
     EVENT,
@@ -103,26 +114,25 @@ _ADMIT = """\
 """
 
 _ENTER = """\
-    if not _t_name:
-        _t_define()
     try:
         _t_at = _t_sink.position
-        _t_pack_call(_t_map, _t_at, 1, _t_name, _t_clock(), 10)
+        _t_pack(_t_map, _t_at, _t_head, _t_clock(), b"\\n")
         _t_sink.position = _t_at + 12
     except _t_overflows:
-        _t_sink.overflow(1, _t_name)
-    _t_sink.entered += 1
+        _t_enter()
 """
+"""The first call of a method has no head yet and ends in `_t_enter`, like one that finds no room. 12 is CALL_BYTES."""
 
 _WRITE_RETURN = """\
     try:
         _t_at = _t_sink.position
-        _t_pack_return(_t_map, _t_at, 2, _t_clock(), 10)
+        _t_pack_end(_t_map, _t_at, b"\\2", _t_clock(), b"\\n")
         _t_sink.position = _t_at + 10
     except _t_overflows:
-        _t_sink.overflow(2, 0)
+        _t_sink.put(2, ())
     return _t_result
 """
+"""2 is RETURN, and 10 RETURN_BYTES."""
 
 _LEAVE = (
     """\
@@ -237,9 +247,8 @@ CALLBACK_METHOD = """\
         _t_define(_t_class)
     try:
         _t_at = _t_sink.position
-        _t_pack_callback(_t_map, _t_at, 6, _t_number, _t_clock(), 10)
+        _t_pack(_t_map, _t_at, _t_head, _t_clock(), b"\\n")
         _t_sink.position = _t_at + 12
-        _t_sink.events += 1
     except _t_overflows:
         _t_sink.put(6, (_t_number,))
     try:
@@ -249,20 +258,19 @@ CALLBACK_METHOD = """\
         raise
     if _t_watch.event_control is not _t_control:
         return _t_result
-    _t_flags = _t_watch.current.flags
-    if (
-        (_t_result is not None and _t_result is not _t_control)
-        or (_t_flags and _t_bits(_t_control) != _t_flags)
-        or (not _t_flags and {flag_is_set})
-    ):
-        if not _t_callback_meddled(_t_control, _t_result):
-            return _t_result
+    if _t_result is not None and _t_result is not _t_control:
+        _t_same = False
+    elif _t_watch.current.flags:
+        _t_same = _t_bits(_t_control) == _t_watch.current.flags
+    else:
+        _t_same = not {flag_is_set}
+    if not _t_same and not _t_callback_meddled(_t_control, _t_result):
+        return _t_result
     _t_watch.callback_class = None
     try:
         _t_at = _t_sink.position
-        _t_pack_callback_end(_t_map, _t_at, 7, _t_clock(), 10)
+        _t_pack_end(_t_map, _t_at, b"\\7", _t_clock(), b"\\n")
         _t_sink.position = _t_at + 10
-        _t_sink.events += 1
     except _t_overflows:
         _t_sink.put(7, ())
     return _t_result
@@ -283,17 +291,16 @@ AROUND = (
 )
 """Around a function that is not a Trainer's: no rows of its own, only what its hooks write."""
 
-AFTERWARDS = (
-    """\
+AFTERWARDS = """\
     _t_result = {call}
-    _t_token = {argument}
-"""
-    + _AFTER
-    + """\
+    if _t_watch.trainer is not None:
+        try:
+            _t_after({self}, {argument}, _t_result)
+        except Exception as _t_error:
+            _t_trouble(_t_error)
     return _t_result
 """
-)
-"""The same with a hook only afterwards; its token is the argument."""
+"""The same with a hook only afterwards, while a call of a Trainer is open; its token is the argument."""
 
 
 class Watched:
@@ -303,7 +310,6 @@ class Watched:
     """
 
     __slots__ = (
-        "accelerator_id",
         "announced",
         "callbacks_seen",
         "control",
@@ -315,9 +321,7 @@ class Watched:
         "lowered_by_handler",
         "number",
         "on_host",
-        "optimizer_id",
         "ref",
-        "scheduler_id",
         "state",
         "state_values",
         "training",
@@ -328,9 +332,6 @@ class Watched:
         self.number = number
         self.ref = weakref.ref(trainer)
         self.announced = False
-        self.accelerator_id = 0
-        self.optimizer_id = 0
-        self.scheduler_id = 0
         self.control: Any = None
         self.flags = 0
         self.lowered_by_handler = 0
@@ -365,6 +366,7 @@ class Observer:
         "_callback_ids",
         "_classes_done",
         "_closed",
+        "_event_keywords",
         "_foreign_writes",
         "_gather_rows",
         "_in_prediction_step",
@@ -418,6 +420,7 @@ class Observer:
         # field -> the last place that wrote it (code and instruction), and how a row of it is packed
         self._state_sites: dict[str, tuple[Any, int, type, Callable[..., None], int, int, int]] = {}
         self._callback_ids: dict[type, int] = {}
+        self._event_keywords: tuple[str, ...] = ()
         self._foreign_writes: dict[tuple[int, str], Any] = {}
         self._in_training_step = 0
         self._in_prediction_step = 0
@@ -538,7 +541,6 @@ class Observer:
     def failed(self, error: BaseException) -> None:
         """A call is left by an exception."""
         self._raise(error)
-        self.recorder._other_rows -= 1  # the row that closes a call is counted with the call
 
     def failed_inside(self, trainer: Any, token: Any, after: Callable[..., Any], error: BaseException) -> None:
         """A probed call is left by an exception: its hook closes what it opened."""
@@ -561,6 +563,7 @@ class Observer:
     def hook_handler(self, handler_class: type) -> None:
         """Hook the callback handler's class."""
         original = handler_class.call_event  # type: ignore[attr-defined]
+        self._event_keywords = _keywords_passed(innermost(original).__code__)
         for value in vars(handler_class).values():
             self.authors.know(value, handler_class.__name__, BY_HANDLER)
         watch, sink, name_of = self, self.recorder, self.recorder.name
@@ -620,7 +623,6 @@ class Observer:
                         LINE_FEED,
                     )
                     sink.position = position + event_bytes
-                    sink.events += 1
                 except OVERFLOWS:
                     epoch = epoch if epoch is None else float(epoch)
                     sink.put(EVENT, (number, state.global_step, epoch, lowered, flags))
@@ -645,7 +647,6 @@ class Observer:
                 position = sink.position
                 pack_event_end(sink_map, position, EVENT_END, watched.flags, clock(), LINE_FEED)  # type: ignore[union-attr]
                 sink.position = position + event_end_bytes
-                sink.events += 1
             except OVERFLOWS:
                 sink.put(EVENT_END, (watched.flags,))  # type: ignore[union-attr]
             return result
@@ -712,6 +713,7 @@ class Observer:
             "_t_class_of": type,
             "_t_last_class": None,
             "_t_number": 0,
+            "_t_head": None,
             "_t_bits": _bits,
             "_t_callback_failed": self.callback_failed,
             "_t_callback_meddled": self.callback_meddled,
@@ -723,9 +725,10 @@ class Observer:
                 if base in self._classes_done or not name.startswith("on_"):
                     continue
                 if is_plain_function(value):
-                    wrapper = wrapper_of(value, CALLBACK_METHOD, names)
-                    define = functools.partial(self._define_callback, wrapper.__globals__)
-                    wrapper.__globals__["_t_define"] = define
+                    wrapper = wrapper_of(value, CALLBACK_METHOD, names, keywords=self._event_keywords)
+                    for one in (wrapper, wrapper.__globals__.get("_t_with_dict")):
+                        if one is not None:
+                            one.__globals__["_t_define"] = functools.partial(self._define_callback, one.__globals__)
                     self.patches.replace(base, name, wrapper)
                 elif callable(value):
                     self.note(f"{base.__name__}.{name} is not a plain function; its calls are not recorded")
@@ -737,6 +740,7 @@ class Observer:
         if number is None:
             number = self._callback_ids[cls] = self.recorder.name(cls.__name__)
         wrapper_globals["_t_number"], wrapper_globals["_t_last_class"] = number, cls
+        wrapper_globals["_t_head"] = begin_of_row(CALLBACK, number)
 
     def callback_meddled(self, control: Any, result: Any) -> bool:
         """A callback changed flags without an assignment, or returned a control object of its own.
@@ -885,7 +889,6 @@ class Observer:
                     try:
                         pack(sink_map, position, code_of_row, field, author, old, value, clock(), LINE_FEED)
                         sink.position = position + state_bytes
-                        sink.events += 1
                     except OVERFLOWS:
                         sink.put(STATE, (field, old, value, author))
                     return
@@ -976,7 +979,7 @@ class Observer:
                 "_t_is_open": self._is_open,
                 "_t_failed": self.failed,
                 "_t_failed_inside": self.failed_inside,
-                "_t_name": 0,
+                "_t_head": None,
                 **wrapper_names(self.recorder),
             }
             argument = (1, "")
@@ -995,18 +998,20 @@ class Observer:
             else:
                 template = METHOD
             wrapper = wrapper_of(function, template, names, argument)
-            wrapper.__globals__["_t_define"] = functools.partial(self._define, wrapper.__globals__, method)
+            wrapper.__globals__["_t_enter"] = functools.partial(self._enter, wrapper.__globals__, method)
             self.patches.replace(base, name, staticmethod(wrapper) if isinstance(value, staticmethod) else wrapper)
 
-    def _define(self, wrapper_globals: dict[str, Any], method: tuple[str, str, str, bool]) -> int:
-        """Give a method its id at its first call, and leave the id in its wrapper."""
-        number = wrapper_globals["_t_name"] = self.recorder.name(method)
-        return number
+    def _enter(self, wrapper_globals: dict[str, Any], method: tuple[str, str, str, bool]) -> None:
+        """Write a call that a wrapper could not pack: its first one, or one for which there was no room."""
+        number = self.recorder.name(method)
+        wrapper_globals["_t_head"] = begin_of_row(CALL, number)
+        self.recorder.put(CALL, (number,))
 
     def _around(self, before: Callable[..., Any], after: Callable[..., Any]) -> dict[str, Any]:
         """The names that a body with hooks before and after refers to."""
         where = after.__name__ if after.__name__ != "_nothing" else before.__name__
         return {
+            "_t_watch": self,
             "_t_before": self._timed(before) if before.__name__ in RARE else before,
             "_t_after": self._timed(after) if after.__name__ in RARE else after,
             "_t_trouble": functools.partial(self.trouble, where),
@@ -1038,17 +1043,24 @@ class Observer:
             self._batch = self._samples(inputs, "train")
 
     def _samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
-        cost = self.recorder.cost
+        recorder = self.recorder
+        cost = recorder.cost
         cost.micro_batches += 1
-        is_timed = not cost.micro_batches % COST_SAMPLE
-        if is_timed:
+        if not cost.micro_batches % COST_SAMPLE:
             cost.time_a_call()
             started = thread_time()
-        rows, labels, digest, indices = self.batches.of(inputs, self.current.label_name)  # type: ignore[union-attr]
-        fields = (rows, labels, digest, indices)
-        self.recorder.put(SAMPLES, fields if split == "train" else (*fields, split))
-        if is_timed:
+            counted = self._write_samples(inputs, split)
             cost.micro_batch_s.append(thread_time() - started)
+            return counted
+        return self._write_samples(inputs, split)
+
+    def _write_samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
+        rows, labels, digest, indices = self.batches.of(inputs, self.current.label_name)  # type: ignore[union-attr]
+        recorder = self.recorder
+        if split == "train":
+            recorder.put_array((SAMPLES, recorder.now(), rows, labels, digest, indices))
+        else:
+            recorder.put(SAMPLES, (rows, labels, digest, indices, split))
         return rows, labels
 
     def compute_loss_ends(self, trainer: Any, token: Any, result: Any) -> None:
@@ -1225,8 +1237,7 @@ class Observer:
     # -- optimizer and scheduler ------------------------------------------------------------------------------
 
     def clip_ends(self, accelerator: Any, max_norm: Any, norm: Any) -> None:
-        watched = self.current
-        if watched is None or id(accelerator) != watched.accelerator_id or not self._is_here() or max_norm is None:
+        if accelerator is not self.trainer.accelerator or get_ident() != self.thread or max_norm is None:
             return
         limit = float(max_norm)
         if not isinstance(norm, self._tensor_class):
@@ -1235,7 +1246,7 @@ class Observer:
         elif norm.is_cpu:
             self.recorder.gradient_norm(norm.item(), limit)
         else:
-            watched.training.grad_norms.append(norm.detach())
+            self._now().training.grad_norms.append(norm.detach())
             self.recorder.put(GRAD_NORM, (None, number(limit)))
 
     def _is_here(self) -> bool:
@@ -1244,13 +1255,7 @@ class Observer:
 
     def optimizer_step_ends(self, optimizer: Any, closure: Any, result: Any) -> None:
         """The rates that the step used: it does not change them."""
-        watched = self.current
-        if (
-            watched is not None
-            and id(optimizer) == watched.optimizer_id
-            and self.trainer_id
-            and get_ident() == self.thread
-        ):
+        if optimizer is self.trainer.optimizer and get_ident() == self.thread:
             try:
                 skipped = optimizer._is_overflow  # what accelerate's property `step_was_skipped` returns
             except AttributeError:
@@ -1259,22 +1264,13 @@ class Observer:
             self.recorder.rates(OPTIMIZER_STEP, groups, skipped)
 
     def scheduler_step_ends(self, scheduler: Any, argument: Any, result: Any) -> None:
-        watched = self.current
-        if (
-            watched is not None
-            and id(scheduler) == watched.scheduler_id
-            and self.trainer_id
-            and get_ident() == self.thread
-        ):
+        if scheduler is self.trainer.lr_scheduler and get_ident() == self.thread:
             self.recorder.rates(SCHEDULER_STEP, scheduler.optimizer.param_groups)
 
     def _hook_scheduler(self, watched: Watched) -> None:
         """The scheduler exists when training begins: hook the class that defines its `step`, and a bare optimizer."""
         trainer = watched.ref()
         scheduler = getattr(trainer, "lr_scheduler", None)
-        watched.scheduler_id = id(scheduler)
-        watched.optimizer_id = id(getattr(trainer, "optimizer", None))
-        watched.accelerator_id = id(getattr(trainer, "accelerator", None))
         owner = _definer(type(scheduler), "step")
         if owner is not None and owner not in self._scheduler_classes_done:
             self._scheduler_classes_done.add(owner)
@@ -1343,12 +1339,12 @@ class Observer:
     def _empty_call(self) -> Callable[[], Any]:
         """A hooked method that does nothing, whose rows go nowhere: what it takes is what a call takes."""
         owner = object()
-        nowhere: Any = SimpleNamespace(position=0, entered=0, events=0, map=bytearray(64))
+        nowhere: Any = SimpleNamespace(position=0, map=bytearray(64))
         names = {
             "_t_watch": SimpleNamespace(trainer=owner),
             "_t_ident": get_ident,
             "_t_thread": self.thread,
-            "_t_name": 1,
+            "_t_head": begin_of_row(CALL, 1),
             **wrapper_names(nowhere),
         }
         wrapper = wrapper_of(_does_nothing, METHOD, names)
@@ -1436,17 +1432,17 @@ class Observer:
         from torch.utils.data import dataloader
 
         iterator_class: Any = dataloader._BaseDataLoaderIter
-        fetched, drawn, ident, thread = (
-            self.batches.batch_was_fetched,
-            self.batches.index_was_drawn,
-            get_ident,
-            self.thread,
-        )
+        batches, ident, thread = self.batches, get_ident, self.thread
+        drawn, fetched, lost = batches.index_was_drawn, batches.batch_was_fetched, batches.batch_was_lost
         next_batch, next_index = iterator_class.__next__, iterator_class._next_index
         watch = self
 
         def __next__(self: Any) -> Any:
-            batch = next_batch(self)
+            try:
+                batch = next_batch(self)
+            except BaseException:
+                lost(self)
+                raise
             if watch.trainer_id and ident() == thread:
                 try:
                     fetched(self, batch)
@@ -1589,6 +1585,14 @@ def _own_callback_classes(cls: type) -> Iterator[type]:
         library = base.__module__.partition(".")[0] in LIBRARIES
         if base is not object and not (library and base.__name__ in ("TrainerCallback", "ExportableState")):
             yield base
+
+
+def _keywords_passed(call_event: CodeType) -> tuple[str, ...]:
+    """What `call_event` passes to every callback by name: the tuple of these names is among its constants."""
+    for constant in call_event.co_consts:
+        if isinstance(constant, tuple) and {"model", "optimizer", "lr_scheduler"} <= set(constant):
+            return constant
+    return ()
 
 
 def _definer(cls: type, name: str) -> type | None:

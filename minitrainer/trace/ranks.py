@@ -124,10 +124,8 @@ def ending(reading: Reading) -> list[str]:
         opened = ", ".join(f"{scope.owner}.{scope.name}" if scope.kind == "call" else scope.name for scope in scopes)
         sentences.append(f"{sentence}; open when it stopped: {opened or 'nothing'}")
     elif reading.end is not None:
-        # `rows` counts the End itself, which counts only what stands before it.
-        if reading.end.rows != reading.rows - 1:
-            counts = f"{reading.end.rows:,} rows were recorded, but {reading.rows - 1:,} are in the file"
-            sentences.append(f"rank {reading.head.rank}: {counts}")
+        if reading.gap:
+            sentences.append(f"rank {reading.head.rank}: {reading.gap}")
         if reading.end.dropped:
             sentences.append(
                 f"rank {reading.head.rank}: {reading.end.dropped:,} rows could not be written and are missing"

@@ -26,16 +26,13 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, thread_time
-from types import FrameType
 from typing import Any
 
 import msgspec
 
 from minitrainer.trace import events
-from minitrainer.trace.patching import SOURCE_NAME
 from minitrainer.trace.rows import (
     CALL,
-    CALLBACK,
     CALLBACK_END,
     CODES,
     DEFINITION,
@@ -48,6 +45,7 @@ from minitrainer.trace.rows import (
     STATE_OF_FLOATS,
     STATE_OF_INTEGERS,
     Names,
+    RowSplitter,
     plain_row,
 )
 
@@ -62,6 +60,9 @@ NOWHERE = 1 << 62
 
 COST_SAMPLE = 32
 """The recorder times itself on one micro-batch in so many; the clock on every row would double what it measures."""
+
+SAMPLE_BYTES = 1 << 16
+"""How much of a recording is read back at its end, to estimate the number of rows."""
 
 NOT_A_NUMBER = math.nan
 """How a packed row says that there is no number."""
@@ -123,8 +124,6 @@ class Recorder:
     Attributes:
         position: bytes written so far.
         map: the mapped file. The wrappers of patched methods pack their two rows into it themselves (see probes.py).
-        entered: calls so far. A call has two rows, the second a return or a raise.
-        events: packed rows of events and callbacks so far.
         cost: what all this takes.
         dropped: rows that came after the disk was full.
         names: the interned names.
@@ -139,14 +138,11 @@ class Recorder:
         "_end",
         "_file",
         "_full",
-        "_other_rows",
         "_pid",
         "_segment_bytes",
         "closed",
         "cost",
         "dropped",
-        "entered",
-        "events",
         "map",
         "names",
         "path",
@@ -157,7 +153,7 @@ class Recorder:
         self.path = Path(path)
         self.names = Names()
         self.position = 0
-        self.entered = self.events = self.dropped = self._other_rows = 0
+        self.dropped = 0
         self.cost = Cost()
         self.closed = False
         self._encode = msgspec.json.Encoder().encode
@@ -178,38 +174,28 @@ class Recorder:
         self._start(self._encode(msgspec.structs.replace(head, process=process or {"clock": self._clock})))
         _open_recorders.add(self)
 
-    @property
-    def rows(self) -> int:
-        """Rows written so far, definitions not counted, `Head` counted."""
-        return self._other_rows + 2 * self.entered - _open_calls() + self.events - self.dropped
-
     # -- rows that happen many times a step -------------------------------------------
 
     def state(self, field: int, site: int, old: Any, new: Any) -> None:
         """A field of the state; two integers or two floats are packed."""
         kind = type(new)
         if type(old) is kind and (kind is int or kind is float):
+            row = STATE_OF_INTEGERS if kind is int else STATE_OF_FLOATS
             position = self.position
             try:
-                if kind is float:
-                    _pack_floats(self.map, position, STATE_OF_FLOATS, field, site, old, new, perf_counter(), LINE_FEED)
-                else:
-                    _pack_integers(
-                        self.map, position, STATE_OF_INTEGERS, field, site, old, new, perf_counter(), LINE_FEED
-                    )
-                self.position = position + _STATE_BYTES
-                self._other_rows += 1
+                PACKED[row].pack_into(self.map, position, row, field, site, old, new, perf_counter(), LINE_FEED)
+                self.position = position + PACKED[row].size
                 return
             except OVERFLOWS:
                 pass
         self.put(STATE, (field, old, new, site))
 
     def gradient_norm(self, norm: float, limit: float) -> None:
+        """The norm of a group's gradient, and the limit to which it is clipped."""
         position = self.position
         try:
             _pack_norm(self.map, position, _NORM_CODE, norm, limit, perf_counter(), LINE_FEED)
             self.position = position + _NORM_BYTES
-            self._other_rows += 1
         except OVERFLOWS:
             self.put(_NORM_CODE, (number(norm), number(limit), norm > limit))
 
@@ -224,7 +210,6 @@ class Recorder:
                         self.map, position, code, 2, skipped, rate, rate_of_second, perf_counter(), LINE_FEED
                     )
                     self.position = position + _TWO_RATES_BYTES
-                    self._other_rows += 1
                     return
                 except OVERFLOWS:
                     pass
@@ -235,14 +220,22 @@ class Recorder:
 
     def put(self, code: int, fields: tuple[Any, ...]) -> None:
         """Write a row as an array."""
-        line = self._encode((code, (perf_counter_ns() - self._clock_ns) // 1000, *fields)) + b"\n"
+        self.put_array((code, (perf_counter_ns() - self._clock_ns) // 1000, *fields))
+
+    def put_array(self, row: tuple[Any, ...]) -> None:
+        """Write a row that has its kind and its time."""
+        line = self._encode(row) + b"\n"
         position = self.position
+        end = position + len(line)
         try:
-            self.map[position : position + len(line)] = line
-            self.position = position + len(line)
+            self.map[position:end] = line
+            self.position = end
         except OVERFLOWS:
             self._write(line)
-        self._other_rows += 1
+
+    def now(self) -> int:
+        """Microseconds since the recording began."""
+        return (perf_counter_ns() - self._clock_ns) // 1000
 
     def record(self, record: events.Record) -> None:
         """Write a typed record of kind 10 or higher (see `rows.PLAIN_RECORDS`)."""
@@ -259,11 +252,6 @@ class Recorder:
             self._write(self._encode((DEFINITION, number, text)) + b"\n")
             self.dropped = dropped  # a definition is not a row
         return number
-
-    def overflow(self, code: int, name: int) -> None:
-        """Write a call (or a return, where `name` is 0) that a wrapper could not pack."""
-        now = (perf_counter_ns() - self._clock_ns) // 1000
-        self._write(self._encode((code, now, name) if name else (code, now)) + b"\n")
 
     def _write(self, line: bytes) -> None:
         """Write a whole line; make room for it where there is none."""
@@ -286,7 +274,6 @@ class Recorder:
             self._allocated_bytes = size
         except OSError as error:
             self._give_up(error)
-        self._other_rows = 1
         self._write(head_line + b"\n")
 
     def _grow(self, needed_bytes: int) -> bool:
@@ -336,10 +323,7 @@ class Recorder:
                 except (OSError, SystemError, ValueError):
                     pass
             end = events.End(
-                rows=self.rows,
-                dropped=self.dropped,
-                cost_us=self.cost.total_us(self.rows),
-                bytes_per_row=round(position / self.rows, 1),
+                dropped=self.dropped, cost_us=self.cost.total_us(self._estimated_rows(position)), bytes=position
             )
             now_us = (perf_counter_ns() - self._clock_ns) // 1000
             line = self._encode((CODES[events.End], now_us, *(getattr(end, name) for name in FIELDS[events.End])))
@@ -355,6 +339,14 @@ class Recorder:
                 pass
         os.close(self._file)
 
+    def _estimated_rows(self, position: int) -> int:
+        """How many rows there are, by what the last of them take. Nobody counts them while they are written."""
+        begin = max(0, position - SAMPLE_BYTES)
+        piece = self.map[begin:position]
+        splitter = RowSplitter(self._clock)
+        rows = splitter.feed(piece[piece.find(b"\n[") + 1 :])  # an array tells where a row begins
+        return int(len(rows) / max(1, splitter.last_array_at) * position)
+
     def _abandon(self) -> None:
         """Stop writing in a child process that was forked while recording: the file is the parent's."""
         self.closed = True
@@ -362,8 +354,6 @@ class Recorder:
 
 
 _pack_two_rates, _TWO_RATES_BYTES = RATES[2].pack_into, RATES[2].size
-_pack_floats, _pack_integers = PACKED[STATE_OF_FLOATS].pack_into, PACKED[STATE_OF_INTEGERS].pack_into
-_STATE_BYTES = PACKED[STATE_OF_FLOATS].size
 _NORM_CODE = CODES[events.GradNorm]
 _pack_norm, _NORM_BYTES = PACKED[_NORM_CODE].pack_into, PACKED[_NORM_CODE].size
 
@@ -374,29 +364,28 @@ def _rate(rate: Any) -> events.Number:
     return None if on_device else number(float(rate))
 
 
-def _open_calls() -> int:
-    """Wrappers on this thread's stack that have entered a call and not left it: none, unless a recording is closed
-    from inside the run."""
-    count = 0
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        code = frame.f_code
-        if code.co_filename == SOURCE_NAME and "_t_pack_return" in code.co_names:
-            count += 1
-        frame = frame.f_back
-    return count
+CALL_BYTES, RETURN_BYTES = PACKED[CALL].size, PACKED[RETURN].size
+END_OF_ROW = bytes([LINE_FEED])
+LEFT = bytes([RETURN])
+CALLBACK_LEFT = bytes([CALLBACK_END])
+
+
+def begin_of_row(kind: int, name: int) -> bytes | None:
+    """The first three bytes of a call or a callback: its kind and its name; None where the name does not fit."""
+    return struct.pack("<BH", kind, name) if name < 1 << 16 else None
 
 
 def wrapper_names(recorder: Recorder) -> dict[str, Any]:
-    """What the body of a method's wrapper refers to when it packs its own rows."""
+    """What the body of a method's wrapper refers to when it packs its own rows.
+
+    The formats give the bytes that `PACKED` says, from pieces that need no conversion but the clock.
+    """
     return {
         "_t_sink": recorder,
         "_t_map": recorder.map,
         "_t_clock": perf_counter,
-        "_t_pack_call": PACKED[CALL].pack_into,
-        "_t_pack_return": PACKED[RETURN].pack_into,
-        "_t_pack_callback": PACKED[CALLBACK].pack_into,
-        "_t_pack_callback_end": PACKED[CALLBACK_END].pack_into,
+        "_t_pack": struct.Struct("<3sdc").pack_into,
+        "_t_pack_end": struct.Struct("<cdc").pack_into,
         "_t_overflows": OVERFLOWS,
     }
 

@@ -174,6 +174,7 @@ class Reading:
             process. Empty for a complete trace.
         torn_bytes: bytes after the last whole record that are not zero: the row that was being written.
         rows: records of the last pass, `Head` included.
+        gap: one sentence where the `End` does not stand where it says that it stands: something is missing before it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -184,15 +185,20 @@ class Reading:
         self.open_scopes: list[Scope] = []
         self.torn_bytes = 0
         self.rows = 0
+        self.gap = ""
 
     def __iter__(self) -> Iterator[Record]:
-        self.end, self.complete, self.open_scopes, self.torn_bytes, self.rows = None, False, [], 0, 1
+        self.end, self.complete, self.open_scopes, self.torn_bytes, self.rows, self.gap = None, False, [], 0, 1, ""
         yield self.head
         for record in self._recorded() if self.head.form == "rows" else self._canonical():
-            self.rows += 1
             if type(record) is events.End:
                 self.end, self.complete = record, True
                 self.open_scopes.clear()
+                if self.head.form == "rows":
+                    record.rows = self.rows
+                elif record.rows != self.rows:
+                    self.gap = f"{record.rows:,} rows were recorded, but {self.rows:,} are in the file"
+            self.rows += 1
             yield record
 
     def _recorded(self) -> Iterator[Record]:
@@ -213,6 +219,10 @@ class Reading:
                     except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError) as error:
                         raise UsageError(f"{self.path}: row {number} is not a row of this schema") from error
                     if record is not None:
+                        if type(record) is events.End and record.bytes not in (None, split.last_array_at):
+                            self.gap = (
+                                f"{record.bytes:,} bytes were recorded, but {split.last_array_at:,} are in the file"
+                            )
                         yield record
                 head_is_behind = head_is_behind or bool(rows)
                 if split.stopped:
@@ -347,11 +357,14 @@ class RowSplitter:
 
     Attributes:
         stopped: whether a zero byte, or something that is not a row, was met where a row should begin.
+        last_array_at: how many bytes stand before the last row that is an array.
     """
 
     def __init__(self, clock: float = 0.0):
         self.clock = clock
         self.stopped = False
+        self.last_array_at = 0
+        self._before = 0
         self._rest = b""
         self._parse = msgspec.json.Decoder().decode
 
@@ -377,6 +390,7 @@ class RowSplitter:
                 except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
                     self.stopped = True
                     break
+                self.last_array_at = self._before + position
                 position = end
                 continue
             elif kind in RATE_KINDS:
@@ -398,6 +412,7 @@ class RowSplitter:
             add(unpack(kind, packed.unpack_from(data, position)))
             position = end
         self._rest = data[position:]
+        self._before += position
         return rows
 
     def close(self) -> int:
@@ -742,7 +757,7 @@ class Names:
 def plain_row(record: Record, at_us: int) -> list[Any]:
     """The row of a record of kind 10 or higher. Trailing fields that hold their default are left out."""
     kind = type(record)
-    values = [getattr(record, name) for name in FIELDS[kind]]
+    values = list(msgspec.structs.astuple(record)[1:])  # `at` is the first field of all
     values = _without_trailing_defaults(kind, values)
     return [CODES[kind], at_us, *values]
 

@@ -14,8 +14,9 @@ from minitrainer.trace import commands, events
 from minitrainer.trace.averages import averages_of
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.ranks import open_run
+from minitrainer.trace.recorder import Recorder
 from minitrainer.trace.render.verdict import verify
-from minitrainer.trace.rows import sample_trace
+from minitrainer.trace.rows import CODES, sample_trace, write_canonical
 
 from . import made
 
@@ -102,10 +103,28 @@ def test_logged_loss_without_derivation_is_found(tmp_path: Path) -> None:
     assert "no record of its derivation" in verdict.failures[0]
 
 
-def test_rows_taken_out_are_found_by_their_count(tmp_path: Path) -> None:
-    records = [record for record in sample_trace() if not isinstance(record, events.GradNorm)]
-    verdict = verify(run_of(records, tmp_path))
+def test_lines_taken_out_are_found_by_their_count(tmp_path: Path) -> None:
+    path = tmp_path / "rank0.jsonl"
+    write_canonical(sample_trace(), path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in lines if b'"kind":"grad_norm"' not in line))
+    verdict = verify(open_run(path))
     assert verdict.failed == 1 and "rows were recorded" in verdict.failures[0]
+
+
+def test_bytes_taken_out_of_a_recording_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "rank0.rows"
+    recorder = Recorder(path, events.Head(schema=events.SCHEMA, form="rows"))
+    for step in range(3):
+        recorder.put(CODES[events.Log], (step, {"loss": 0.5}))
+    recorder.close()
+    whole = path.read_bytes()
+    row = whole.splitlines(keepends=True)[2]
+    assert row.startswith(b"[18,")
+    path.write_bytes(whole.replace(row, b""))
+    verdict = verify(open_run(path))
+    missing = f"{len(whole[: whole.rindex(b'[')]):,} bytes were recorded, but "
+    assert any(missing in failure for failure in verdict.failures)
 
 
 def test_nothing_to_verify_does_not_pass(tmp_path: Path) -> None:

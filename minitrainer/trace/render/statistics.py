@@ -102,7 +102,7 @@ class Statistics:
             share = ""
             if self.last_us:
                 share = f" ({end.cost_us / self.last_us:.2%} of the run)"
-            per_row = f", {end.bytes_per_row:.1f} bytes a row" if end.bytes_per_row else ""
+            per_row = f", {end.bytes / end.rows:.1f} bytes a row" if end.bytes and end.rows else ""
             lines.append(f"the recorder took {duration(end.cost_us)}{share}{per_row}")
         if end is not None and end.dropped:
             lines.append(f"{end.dropped:,} rows could not be written and are missing")

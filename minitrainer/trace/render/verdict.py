@@ -50,7 +50,7 @@ class Verdict:
         """Take the files into account, after all of them were read to their end."""
         self.findings = [*run.findings, *(line for reading in run.readings.values() for line in ending(reading))]
         for reading in run.readings.values():
-            if reading.end is not None and reading.end.rows != reading.rows - 1:
+            if reading.gap:
                 # Rows were taken out or put in after the recording: what is left proves nothing.
                 self._fail(ending(reading)[0])
 
