@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import sys
 import weakref
 import zlib
@@ -47,6 +48,7 @@ from minitrainer.trace.output_files import OutputFolder, checkpoint_name
 from minitrainer.trace.patching import SOURCE_NAME, Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
 from minitrainer.trace.recorder import (
     COST_SAMPLE,
+    END_OF_ROW,
     NOT_A_NUMBER,
     OVERFLOWS,
     Recorder,
@@ -104,6 +106,12 @@ SAMPLES, GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE
         events.Focus,
     )
 )
+
+STATE_BEGIN = struct.Struct("<BHH")
+PACK_STATE = {int: struct.Struct("<5sqqdc").pack_into, float: struct.Struct("<5sdddc").pack_into}
+"""How a row of the state begins (kind, field, site), and how the rest is packed behind it."""
+
+EVENT_BYTES, EVENT_END_BYTES, STATE_BYTES = (PACKED[kind].size for kind in (EVENT, EVENT_END, STATE_OF_INTEGERS))
 
 # -- bodies of the wrappers; `{call}` is the original with all its arguments ------------------------
 
@@ -417,8 +425,8 @@ class Observer:
         # the event that is being called: its handler's control object and the callback that is running
         self.event_control: Any = None
         self.callback_class: type | None = None
-        # field -> the last place that wrote it (code and instruction), and how a row of it is packed
-        self._state_sites: dict[str, tuple[Any, int, type, Callable[..., None], int, int, int]] = {}
+        # field -> the last place that wrote it (code and instruction), and how a row of it is packed and begins
+        self._state_sites: dict[str, tuple[Any, int, type, Callable[..., None], bytes]] = {}
         self._callback_ids: dict[type, int] = {}
         self._event_keywords: tuple[str, ...] = ()
         self._foreign_writes: dict[tuple[int, str], Any] = {}
@@ -568,66 +576,54 @@ class Observer:
             self.authors.know(value, handler_class.__name__, BY_HANDLER)
         watch, sink, name_of = self, self.recorder, self.recorder.name
         sink_map = sink.map
-        pack_event, event_bytes = PACKED[EVENT].pack_into, PACKED[EVENT].size
-        pack_event_end, event_end_bytes = PACKED[EVENT_END].pack_into, PACKED[EVENT_END].size
-        event_ids: dict[str, int] = {}
+        pack_event, pack_event_end = struct.Struct("<3sIdBBdc").pack_into, PACKED[EVENT_END].pack_into
+        begins: dict[str, bytes | None] = {}  # event -> how its rows begin
 
         bits_of, clock, ident, thread = _bits, perf_counter, get_ident, self.thread
 
         def call_event(self: Any, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             trainer = watch.trainer
-            is_open = trainer is not None and trainer.callback_handler is self and ident() == thread
-            if not is_open and not watch.admit_handler(self):
+            if (
+                trainer is None or trainer.callback_handler is not self or ident() != thread
+            ) and not watch.admit_handler(self):
                 return original(self, event, args, state, control, **kwargs)
-            watched = watch.current
-            flags = watched.flags  # type: ignore[union-attr]
+            watched: Any = watch.current
             try:
-                number = event_ids.get(event)
+                flags = watched.flags
+                begin = begins.get(event)
                 if (
-                    number is None
-                    or control is not watched.control  # type: ignore[union-attr]
-                    or state is not watched.state  # type: ignore[union-attr]
-                    or len(self.callbacks) != watched.callbacks_seen  # type: ignore[union-attr]
-                    or (flags and bits_of(control) != flags)
+                    begin is None
+                    or control is not watched.control
+                    or state is not watched.state
+                    or len(self.callbacks) != watched.callbacks_seen
                     or (
-                        not flags
-                        and (
-                            control.should_log
-                            or control.should_evaluate
-                            or control.should_save
-                            or control.should_epoch_stop
-                            or control.should_training_stop
-                        )
+                        bits_of(control) != flags
+                        if flags
+                        else control.should_log
+                        or control.should_evaluate
+                        or control.should_save
+                        or control.should_epoch_stop
+                        or control.should_training_stop
                     )
                 ):
-                    watch.event_begins(watched, event, state, control, self)  # type: ignore[arg-type]
-                    flags = watched.flags  # type: ignore[union-attr]
-                    if number is None:
+                    watch.event_begins(watched, event, state, control, self)
+                    flags = watched.flags
+                    if begin is None:
                         number = name_of(event)
+                        begin = begin_of_row(EVENT, number)
                         if event not in EVENTS_LOOKED_AT:
-                            event_ids[event] = number
-                epoch = state.epoch
-                lowered = watched.lowered_by_handler  # type: ignore[union-attr]
+                            begins[event] = begin
+                lowered, step, epoch, at = watched.lowered_by_handler, state.global_step, state.epoch, sink.position
+                if epoch is None:
+                    epoch = NOT_A_NUMBER
                 try:
-                    position = sink.position
-                    pack_event(
-                        sink_map,
-                        position,
-                        EVENT,
-                        number,
-                        state.global_step,
-                        NOT_A_NUMBER if epoch is None else epoch,
-                        lowered,
-                        flags,
-                        clock(),
-                        LINE_FEED,
-                    )
-                    sink.position = position + event_bytes
+                    pack_event(sink_map, at, begin, step, epoch, lowered, flags, clock(), END_OF_ROW)
+                    sink.position = at + EVENT_BYTES
                 except OVERFLOWS:
-                    epoch = epoch if epoch is None else float(epoch)
-                    sink.put(EVENT, (number, state.global_step, epoch, lowered, flags))
+                    epoch = None if epoch is NOT_A_NUMBER else float(epoch)
+                    sink.put(EVENT, (name_of(event), step, epoch, lowered, flags))
                 if lowered:
-                    watched.lowered_by_handler = 0  # type: ignore[union-attr]
+                    watched.lowered_by_handler = 0
             except Exception as error:
                 watch.trouble("call_event", error)
                 return original(self, event, args, state, control, **kwargs)
@@ -643,12 +639,12 @@ class Observer:
                 watch._raise(error)
                 raise
             watch.event_control, watch.callback_class = outer_control, outer_class
+            at = sink.position
             try:
-                position = sink.position
-                pack_event_end(sink_map, position, EVENT_END, watched.flags, clock(), LINE_FEED)  # type: ignore[union-attr]
-                sink.position = position + event_end_bytes
+                pack_event_end(sink_map, at, EVENT_END, watched.flags, clock(), LINE_FEED)
+                sink.position = at + EVENT_END_BYTES
             except OVERFLOWS:
-                sink.put(EVENT_END, (watched.flags,))  # type: ignore[union-attr]
+                sink.put(EVENT_END, (watched.flags,))
             return result
 
         call_event.__wrapped__ = original  # type: ignore[attr-defined]
@@ -864,32 +860,31 @@ class Observer:
         original = state_class.__setattr__
 
         sites, sink, sink_map = self._state_sites, self.recorder, self.recorder.map
-        frame_of, clock, state_bytes = sys._getframe, perf_counter, PACKED[STATE_OF_INTEGERS].size
+        frame_of, clock, unpack_begin = sys._getframe, perf_counter, STATE_BEGIN.unpack
 
         def __setattr__(self: Any, name: str, value: Any) -> None:
             original(self, name, value)
             watched = watch.current
             if watched is None or self is not watched.state:
                 return
-            values = watched.state_values
-            site = sites.get(name)
-            if site is not None and watch.callback_class is None:
-                code, instruction, kind, pack, code_of_row, field, author = site
+            if name in sites and watch.callback_class is None:
+                code, instruction, kind, pack, begin = sites[name]
+                values, frame = watched.state_values, frame_of(1)
                 old = values.get(name)
-                frame = frame_of(1)
                 if (
-                    type(value) is kind
+                    frame.f_lasti == instruction
+                    and frame.f_code is code
+                    and type(value) is kind
                     and type(old) is kind
                     and old != value
-                    and frame.f_lasti == instruction
-                    and frame.f_code is code
                 ):
                     values[name] = value
-                    position = sink.position
+                    at = sink.position
                     try:
-                        pack(sink_map, position, code_of_row, field, author, old, value, clock(), LINE_FEED)
-                        sink.position = position + state_bytes
+                        pack(sink_map, at, begin, old, value, clock(), END_OF_ROW)
+                        sink.position = at + STATE_BYTES
                     except OVERFLOWS:
+                        _, field, author = unpack_begin(begin)
                         sink.put(STATE, (field, old, value, author))
                     return
             if name not in UNWATCHED_STATE_FIELDS:
@@ -913,10 +908,10 @@ class Observer:
             field_id, site_id = self.recorder.name(field), self.recorder.name((site.by, site.file, site.line))
             if site.role == BY_TRAINER and cls is None and self.authors.knows(frame):
                 kind = type(new)
-                if kind is int or kind is float:
+                if (kind is int or kind is float) and max(field_id, site_id) < 1 << 16:
                     row = STATE_OF_INTEGERS if kind is int else STATE_OF_FLOATS
-                    pack = PACKED[row].pack_into
-                    self._state_sites[field] = frame.f_code, frame.f_lasti, kind, pack, row, field_id, site_id
+                    begin = STATE_BEGIN.pack(row, field_id, site_id)
+                    self._state_sites[field] = frame.f_code, frame.f_lasti, kind, PACK_STATE[kind], begin
             self.recorder.state(field_id, site_id, old, new)
         except Exception as error:
             self.trouble("TrainerState.__setattr__", error)
@@ -1260,8 +1255,7 @@ class Observer:
                 skipped = optimizer._is_overflow  # what accelerate's property `step_was_skipped` returns
             except AttributeError:
                 skipped = bool(getattr(optimizer, "step_was_skipped", False))
-            groups = getattr(optimizer, "optimizer", optimizer).param_groups
-            self.recorder.rates(OPTIMIZER_STEP, groups, skipped)
+            self.recorder.rates(OPTIMIZER_STEP, getattr(optimizer, "optimizer", optimizer).param_groups, skipped)
 
     def scheduler_step_ends(self, scheduler: Any, argument: Any, result: Any) -> None:
         if scheduler is self.trainer.lr_scheduler and get_ident() == self.thread:

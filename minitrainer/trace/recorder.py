@@ -201,15 +201,12 @@ class Recorder:
 
     def rates(self, code: int, groups: list[dict[str, Any]], skipped: bool = False) -> None:
         """A step of the optimizer or the scheduler, with the rate of each parameter group."""
-        if len(groups) == 2:  # most models have two: with weight decay and without
-            rate, rate_of_second = groups[0]["lr"], groups[1]["lr"]
-            if type(rate) is float and type(rate_of_second) is float:
-                position = self.position
+        if len(groups) == 2:  # as most models have: with weight decay and without
+            one, two, at = groups[0]["lr"], groups[1]["lr"], self.position
+            if type(one) is float and type(two) is float:
                 try:
-                    _pack_two_rates(
-                        self.map, position, code, 2, skipped, rate, rate_of_second, perf_counter(), LINE_FEED
-                    )
-                    self.position = position + _TWO_RATES_BYTES
+                    _pack_two_rates(self.map, at, code, 2, skipped, one, two, perf_counter(), LINE_FEED)
+                    self.position = at + _TWO_RATES_BYTES
                     return
                 except OVERFLOWS:
                     pass

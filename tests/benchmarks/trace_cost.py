@@ -210,7 +210,7 @@ def measure_time(tool: str, work: str, steps: int, folder: Path) -> dict[str, fl
 
         end = list(read(next(folder.rglob("*.rows"))))[-1]
         found |= {
-            "bytes_per_row": end.bytes_per_row,
+            "bytes_per_row": end.bytes / end.rows,
             "rows_per_step": end.rows / steps,
             "stated_us": end.cost_us / steps,
         }
