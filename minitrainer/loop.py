@@ -556,11 +556,11 @@ class LoopMixin(Attributes):
         Source: trainer.py 1810-1819
         """
         filters = self.args.logging_nan_inf_filter and not compat.is_torch_tpu_available()
-        # `item` waits for the device: the one wait in every micro-batch, and what the filter costs on a GPU.
-        if filters and not math.isfinite(micro_loss.item()):
-            loss_sum += loss_sum / (1 + self.state.global_step - self._globalstep_last_logged)
-        else:
-            loss_sum += micro_loss
+        if filters:
+            # The device chooses. 4.31.0 asks for the number, so every micro-batch waits for the card here.
+            share = loss_sum / (1 + self.state.global_step - self._globalstep_last_logged)
+            micro_loss = torch.where(torch.isfinite(micro_loss), micro_loss, share)
+        loss_sum += micro_loss
 
     def _group_is_complete(self, args: "TrainingArguments", position: Position, index: int) -> bool:
         """Say whether this micro-batch is the last of its group, and tell accelerate where it cannot know.
