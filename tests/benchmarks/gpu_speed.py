@@ -5,8 +5,10 @@
 
 BERT-base with random weights, 32 samples of 128 tokens a card and step, fp32 and bf16, on one card and (DDP over
 NCCL) on all. One worker process a card and environment stays alive, and the ways take turns, one block of steps each,
-so that whatever the machine does meanwhile slows all of them alike. The ratios are medians over the turns. On one card
-each precision has a card of its own, where there are two: they are measured at the same time.
+so that whatever the machine does meanwhile slows all of them alike. The ratios are medians over the turns, with intervals
+by resampling the turns. On one card each precision has a card of its own, where there are two: they are measured at the
+same time. A step of this size is bound by the host, and a block scatters by a tenth where its threads wander between
+processors: so each process stays on a core of its own, and no garbage is collected within a block.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 from tests.parity.ranks import free_port
 
+RESAMPLES, SEED = 4000, 20230718
 WARM_UP_STEPS = 6  # of every block: allocator, cuBLAS, the first log
 WAYS = {
     "minitrainer on 4.31.0": ("reference", "minitrainer"),
@@ -61,7 +65,10 @@ class Workers:
             if world_size > 1:
                 own |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 own |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
-            command = [sys.executable, "-m", "tests.benchmarks.gpu_speed", "--worker"]
+            cores = sorted(os.sched_getaffinity(0))
+            # apart, and not the first, which answers interrupts; the two environments never work at once
+            core = cores[(2 + 8 * (rank if world_size > 1 else card)) % len(cores)]
+            command = [sys.executable, "-m", "tests.benchmarks.gpu_speed", "--worker", str(core)]
             self.processes.append(
                 subprocess.Popen(
                     command, cwd=ROOT, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -109,9 +116,10 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--json", type=Path, help="where the facts go")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, metavar="CORE", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.worker:
+    if asked.worker is not None:
+        os.sched_setaffinity(0, {asked.worker})
         return serve()
     if cards() == 0:
         raise SystemExit("gpu_speed needs a CUDA device, and torch finds none here")
@@ -173,6 +181,7 @@ def speeds(teams: dict[str, Workers], precision: str, asked: argparse.Namespace,
         "seconds_of_a_block": {name: [round(value, 4) for value in times] for name, times in seconds.items()},
         "steps_of_a_block": asked.steps,
         "ratios": {},
+        "ratios_intervals": {},
         "ratios_lowest_and_highest": {},
     }
     for ours, other in (
@@ -184,8 +193,16 @@ def speeds(teams: dict[str, Workers], precision: str, asked: argparse.Namespace,
         ratios = [theirs / own for own, theirs in zip(seconds[ours], seconds[other], strict=True)]
         name = f"speed of {ours} to {other}"
         found["ratios"][name] = round(statistics.median(ratios), 4)
+        found["ratios_intervals"][name] = interval(ratios)
         found["ratios_lowest_and_highest"][name] = [round(min(ratios), 4), round(max(ratios), 4)]
     return found
+
+
+def interval(ratios: list[float]) -> list[float]:
+    """95 % for the median of the turns' ratios, by resampling the turns."""
+    random = Random(SEED)
+    medians = sorted(statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
+    return [round(medians[int(share * RESAMPLES)], 4) for share in (0.025, 0.975)]
 
 
 def show(place: str, precision: str, found: dict[str, Any]) -> None:
@@ -195,8 +212,9 @@ def show(place: str, precision: str, found: dict[str, Any]) -> None:
     for name, value in found["samples_per_second"].items():
         print(f"  {name:<26}{value:>10.1f} samples per second")
     for name, value in found["ratios"].items():
+        low, high = found["ratios_intervals"][name]
         lowest, highest = found["ratios_lowest_and_highest"][name]
-        print(f"  {name:<62}{value:>8.4f}   ({lowest:.3f} to {highest:.3f})")
+        print(f"  {name:<62}{value:>8.4f}   (95 %: {low:.3f} to {high:.3f}; turns: {lowest:.3f} to {highest:.3f})")
     sys.stdout.flush()
 
 
@@ -283,6 +301,7 @@ class Bench:
     def block(self, way: str, precision: str, steps: int) -> float:
         """Seconds that one way takes for the timed steps."""
         gc.collect()
+        gc.disable()
         if way == "by hand":
             took = train_by_hand(copy.deepcopy(self.model), self.samples, self.per_step, precision, steps)
         else:
@@ -291,6 +310,7 @@ class Bench:
             trainer.add_callback(clock.callback(library))
             trainer.train()
             took = clock.moments[1] - clock.moments[0]
+        gc.enable()
         free_cards()
         return took
 
