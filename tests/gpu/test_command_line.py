@@ -49,6 +49,7 @@ ACCELERATE = (
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
 LIBRARIES = ("minitrainer", "transformers")
+NOT_RECORDED = "is not accelerate's; its steps are not recorded"
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -151,12 +152,18 @@ class Ended:
         assert [each["rank"] for each in self.told] == list(range(self.run.ranks))
         for each in self.told:
             assert each["world_size"] == self.run.ranks
-            assert not each["notes"] and not each["findings"], each
+            assert not each["findings"] and len(each["notes"]) == self.notes_due, each
+            assert all(note.endswith(NOT_RECORDED) for note in each["notes"]), each["notes"]
             # later versions lack some of the methods
             assert COLLECTIVES_HOOK not in each["unhooked"]
             assert not each["unhooked"] or each["versions"]["transformers"] != "4.31.0"
             assert each["losses"] and each["steps"] == steps_of(self.run)
         return self
+
+    @property
+    def notes_due(self) -> int:
+        """One with DataParallel, where 4.31.0 and ours keep accelerate away from the optimizer; later versions don't."""
+        return int(self.run.place == "together" and trainer_of("transformers", "installed")[1] not in self.run.words)
 
     @property
     def last_line(self) -> str:
@@ -338,11 +345,13 @@ def facts_of(ended: Ended) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [name for name in RUNS if "together" not in name])
 def test_a_run_ends_well_and_every_loss_follows(runs: dict[str, Future[Ended]], name: str) -> None:
-    """Exit status, `verify`, whole traces of all ranks without a note of trouble, each on a card of its own."""
+    """Exit status, `verify`, whole traces of all ranks without a note of trouble.
+
+    A trace names the type of the device alone; that each rank has a card of its own, NCCL sees to: it refuses two on one.
+    """
     ended = runs[name].result().well()
     if not PRETENDED_CARDS:
-        devices = [each["device"] for each in ended.told]
-        assert devices == [f"cuda:{rank}" for rank in range(ended.run.ranks)] or devices == ["cuda"]
+        assert [each["device"] for each in ended.told] == ["cuda"] * ended.run.ranks
 
 
 @pytest.mark.parametrize("name", named("together"))
@@ -355,7 +364,7 @@ def test_two_cards_in_one_process_share_each_micro_batch(runs: dict[str, Future[
         assert ended.status == real.status and errors_in(ended.printed) == errors_in(real.printed) != []
         return
     (told,) = ended.well().told
-    assert told["device"] in ("cuda", "cuda:0") and not told["collectives"]
+    assert told["device"] == "cuda" and not told["collectives"]
     assert set(told["samples_of_micro_batches"]) == {PER_DEVICE_BATCH * cards()}
 
 
