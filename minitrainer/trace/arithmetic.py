@@ -42,10 +42,32 @@ def round_to_float32(value: float) -> float:
         return float("inf") if value > 0 else float("-inf")
 
 
+class Kept:
+    """A number on a device that is read later. No copy is made: the Trainer divides and adds into other tensors.
+
+    Attributes:
+        tensor: it shares its memory with the Trainer's own.
+        version: how often that had been changed in place when it was kept.
+    """
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Any):
+        self.tensor = tensor.detach()
+        self.version = self.tensor._version
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether nobody has changed it in place since; what it was is not known otherwise."""
+        return self.tensor._version == self.version
+
+
 def read(value: Any) -> float | None:
-    """A kept number: a float already, or a tensor of one element that may be read now."""
+    """A kept number: a float already, or one that may be read from its device now."""
     if value is None or type(value) is float:
         return value
+    if type(value) is Kept:
+        return float(value.tensor.item()) if value.is_as_it_was else None
     return float(value.item())
 
 
@@ -53,20 +75,28 @@ def read_all(kept: list[Any]) -> list[float | None]:
     """Several kept numbers. Those on a device come over in one copy, not one by one."""
     if set(map(type, kept)) <= {float}:  # so it is on a CPU
         return kept
-    waiting = [value for value in kept if value is not None and type(value) is not float]
-    if len(waiting) < 2:
+    waiting = [
+        value.tensor if type(value) is Kept else value
+        for value in kept
+        if value is not None and type(value) is not float and (type(value) is not Kept or value.is_as_it_was)
+    ]
+    if len(waiting) < 2 or len({(value.dtype, value.device) for value in waiting}) > 1:
         return [read(value) for value in kept]
     import torch  # in use already: the tensors came from it
 
-    kinds = {(value.dtype, value.device) for value in waiting}
-    if len(kinds) > 1:
-        return [read(value) for value in kept]
     numbers = iter(torch.stack([value.reshape(()) for value in waiting]).tolist())
-    return [float(next(numbers)) if value is not None and type(value) is not float else value for value in kept]
+    return [
+        value
+        if value is None or type(value) is float
+        else None
+        if type(value) is Kept and not value.is_as_it_was
+        else float(next(numbers))
+        for value in kept
+    ]
 
 
-def keep(tensor: Any) -> Any:
-    """Keep a loss: as a float on a CPU, as a copy on its device elsewhere (nothing waits for it)."""
+def keep(tensor: Any) -> float | Kept:
+    """Keep a loss: as a float on a CPU, by reference on another device (nothing waits for it, nothing is copied)."""
     try:
         if tensor.is_cpu:
             return tensor.item()
@@ -74,7 +104,7 @@ def keep(tensor: Any) -> Any:
         pass
     if tensor.numel() != 1:
         tensor = tensor.detach().mean()  # one loss a card, where one process drives several
-    return tensor.item() if tensor.is_cpu else tensor.detach().clone()
+    return tensor.item() if tensor.is_cpu else Kept(tensor)
 
 
 class TrainingBook:

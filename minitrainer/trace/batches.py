@@ -17,6 +17,8 @@ from typing import Any
 from weakref import ref as weak_reference
 from zlib import crc32
 
+from xxhash import xxh3_64_intdigest
+
 MOST_INDICES = 4096
 """More positions than this in one micro-batch are not recorded."""
 
@@ -24,7 +26,7 @@ IGNORED_LABEL = -100
 """Labels with this value do not count towards a loss."""
 
 LARGEST_COPY_BYTES = 1 << 16
-"""A tensor up to this size is copied for its digest: that takes less than a NumPy array that shares its memory."""
+"""Integer labels up to this size are searched for `IGNORED_LABEL` as bytes; larger ones are compared one by one."""
 
 
 Identity = tuple[Any, Any, Any]
@@ -50,7 +52,8 @@ class Batches:
             torch.float64, torch.float32, torch.float16,
         }  # fmt: skip
         # name -> what its tensors had in common so far: shape, element type, digest of these and the name, number of
-        # bytes (0 where they are not copied), rows, whether all labels count, bytes of one that does not, elements
+        # bytes (0 where they can't be read as they lie), rows, whether all labels count, bytes of one that does not,
+        # elements
         self._starts: dict[Any, tuple[Any, Any, int, int, Any, bool, bytes, int]] = {}
         self._views: dict[tuple[int, int], Any] = {}  # address and size -> the bytes that lie there now
         # the iterator that has drawn positions and not fetched their batch, with them; what others have drawn, or it
@@ -135,7 +138,7 @@ class Batches:
         The digest covers name, element type, shape and bytes of every tensor, in the order of the batch.
         """
         tensor_class, starts, views = self._tensor_class, self._starts, self._views
-        crc = 0
+        digest = 0
         rows = labels = None
         for name, value in inputs.items() if hasattr(inputs, "items") else enumerate(_flat(inputs)):
             content: Any = None
@@ -144,8 +147,7 @@ class Batches:
                 if size and value.dtype is kind and value.shape == shape and value.is_contiguous():
                     address = value.data_ptr()  # 0 for a storage that was given back
                     if address:
-                        view = views.get((address, size))
-                        content = self._view(address, size).raw if view is None else view.raw
+                        content = views.get((address, size)) or self._view(address, size)
             if content is None:
                 if not isinstance(value, tensor_class):
                     continue
@@ -153,15 +155,15 @@ class Batches:
                     return rows, labels, None
                 _, _, start, size, first, all_count, ignored, elements = self._start(name, value)
                 content = self._array(value)
-            crc = crc32(content, crc ^ start)
+            digest = xxh3_64_intdigest(content, digest ^ start)
             if rows is None:
                 rows = first
             if name == label_name:
-                if all_count or (ignored and type(content) is bytes and ignored not in content):
+                if all_count or (ignored and ignored not in bytes(content)):
                     labels = elements
                 else:
                     labels = int((self._array(value) != IGNORED_LABEL).sum())
-        return rows, labels, f"{crc:08x}"
+        return rows, labels, f"{digest & 0xFFFFFFFF:08x}"
 
     def _view(self, address: int, size: int) -> Any:
         """The bytes that lie at an address, as they are whenever they are read."""
@@ -175,13 +177,13 @@ class Batches:
         size = tensor.numel() * tensor.element_size()
         shape, kind = tensor.shape, tensor.dtype
         ignored = b""
-        if kind in (self._torch.int64, self._torch.int32):
+        if kind in (self._torch.int64, self._torch.int32) and size <= LARGEST_COPY_BYTES:
             ignored = IGNORED_LABEL.to_bytes(tensor.element_size(), sys.byteorder, signed=True)
         start = self._starts[name] = (
             shape,
             kind,
             crc32(f"{name} {kind} {tuple(shape)}".encode()),
-            size if kind in self._plain_kinds and size <= LARGEST_COPY_BYTES else 0,
+            size if kind in self._plain_kinds else 0,
             shape[0] if shape else None,
             tensor.is_floating_point(),
             ignored,
