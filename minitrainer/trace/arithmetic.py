@@ -1,8 +1,8 @@
 """Where a logged loss comes from: numbers are taken where the Trainer has them, and checked before they are written.
 
 The rule for devices: on a CPU a number is read at once. On a GPU reading makes the host wait, so tensors of one
-element are kept by reference (or by a copy on the device where the Trainer changes them in place) and read when the Trainer
-itself has just waited: in `log`, right after its own `.item()`.
+element are kept by reference (or by a copy on the device where the Trainer changes them in place) and read when the
+Trainer itself has just waited: in `log`, right after its own `.item()`.
 
 How a Trainer averages (all versions): each micro-batch's loss, already divided by the accumulation, is added to a
 running sum of one element. At a log the ranks' sums are gathered into a vector; its mean, divided by the steps since
@@ -43,7 +43,7 @@ def round_to_float32(value: float) -> float:
 
 
 class Kept:
-    """A number on a device that is read later. No copy is made: the Trainer divides and adds into other tensors.
+    """A number on a device that is read later, without a copy: Trainers divide it and add it into other tensors.
 
     Attributes:
         tensor: it shares its memory with the Trainer's own.
@@ -84,7 +84,7 @@ def read_all(kept: list[Any]) -> list[float | None]:
         return [read(value) for value in kept]
     import torch  # in use already: the tensors came from it
 
-    numbers = iter(torch.stack([value.reshape(()) for value in waiting]).tolist())
+    numbers = iter(torch.stack([value.reshape(()) if value.dim() else value for value in waiting]).tolist())
     return [
         value
         if value is None or type(value) is float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minitrainer.trace.arithmetic import TrainingBook, keep, read_all
+from minitrainer.trace.arithmetic import Kept, TrainingBook, keep, read, read_all
 from minitrainer.trace.rounding import running_sum
 
 KINDS = ("float32", "float64", "bfloat16", "float16")
@@ -67,6 +68,15 @@ def test_kept_tensors_are_read_in_one_copy() -> None:
     assert counting.names.count("stack") == 1 and "_local_scalar_dense" not in counting.names
     assert read_all([torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.25)]) == [0.5, 0.25]
     assert read_all([]) == []
+
+
+def test_a_number_that_was_changed_after_it_was_kept_is_not_taken_for_what_it_was() -> None:
+    losses = [torch.tensor(0.5), torch.tensor(0.25), torch.tensor([2.0])]
+    kept: list[Any] = [Kept(loss) for loss in losses]
+    assert read_all(kept) == [0.5, 0.25, 2.0] and read(kept[0]) == 0.5
+    losses[1] *= 4
+    assert read_all([*kept, None, 0.125]) == [0.5, None, 2.0, None, 0.125] and read(kept[1]) is None
+    assert losses[0].data_ptr() == kept[0].tensor.data_ptr()
 
 
 def test_a_loss_of_several_cards_is_their_mean() -> None:
