@@ -73,6 +73,10 @@ traces: $(VENV)/ready ## record the specification anew from the real 4.31.0
 atlas: $(VENV)/ready ## what changed at each milestone of upstream, in every flow scenario (a quarter of an hour)
 	$(BIN)/python -m minitrainer.trace.atlas
 
+.PHONY: book-traces
+book-traces: $(VENV)/ready-test ## record anew what only the book shows (two minutes); ARGS="NAME …" for some of it
+	$(BIN)/python -m minitrainer.book.recordings $(ARGS)
+
 .PHONY: shapes
 shapes: $(VENV)/ready-test ## 10,000 random run shapes: expected events against the real 4.31.0 (half an hour)
 	MINITRAINER_SHAPES=10000 MINITRAINER_SEED=$${SEED:-1} $(REFERENCE) -m pytest -s -q tests/trace/test_expected.py
