@@ -7,8 +7,7 @@ BERT-base with random weights, 32 samples of 128 tokens a card and step, fp32 an
 NCCL) on all. One worker process a card and environment stays alive, and the ways take turns, one block of steps each,
 so that whatever the machine does meanwhile slows all of them alike. The ratios are medians over the turns, with intervals
 by resampling the turns. On one card each precision has a card of its own, where there are two: they are measured at the
-same time. A step of this size is bound by the host, and a block scatters by a tenth where its threads wander between
-processors: so each process stays on a core of its own, and no garbage is collected within a block.
+same time. Each process stays on a core of its own, and no garbage is collected within a block.
 """
 
 from __future__ import annotations

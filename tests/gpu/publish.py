@@ -47,9 +47,8 @@ def main() -> None:
         "communication-apart": communication(ranks["reference", "apart"], ("transformers",)),
         "shards": shards(ranks),
         "command-line": command_lines(facts / "command-line.json"),
-        "speed": read(facts / "speed.json"),
         "trace-cost": trace_cost(facts),
-    }
+    } | {file.stem: read(file) for file in sorted(facts.glob("speed*.json"))}
     for name, found in made.items():
         if found:
             (target / f"{name}.json").write_text(folded(found) + "\n", encoding="utf-8")
@@ -149,14 +148,12 @@ def command_lines(file: Path) -> dict[str, Any]:
 
 
 def trace_cost(facts: Path) -> dict[str, Any]:
-    """The figures without the single blocks' seconds."""
+    """The figures of each measurement, `trace-cost.json` and those named after it, without the single blocks' seconds."""
     made = {}
-    for name in ("trace-cost", "trace-cost-one-layer"):
-        found = read(facts / f"{name}.json")
-        if found is not None:
-            for each in found["precisions"].values():
-                each.pop("seconds_of_each_block", None)
-            made[name] = found
+    for file in sorted(facts.glob("trace-cost*.json")):
+        made[file.stem] = read(file)
+        for each in made[file.stem]["precisions"].values():
+            each.pop("seconds_of_each_block", None)
     return made
 
 
