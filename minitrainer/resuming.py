@@ -106,7 +106,7 @@ class ResumingMixin(Attributes):
 
         **Beware:** names that only one side has are a warning, not an error: a checkpoint of another model of the
         same shapes loads. With `save_safetensors=False`, a folder that holds nothing but `model.safetensors` fails,
-        because the `.bin` file is then the only one looked for. SageMaker, FSDP and adapters were never run on the
+        because the `.bin` file is then the only one looked for. SageMaker and adapters were never run on the
         hardware.
 
         Args:
@@ -283,8 +283,8 @@ class ResumingMixin(Attributes):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Set optimizer, scheduler and loss scale back to the checkpoint's, if it holds the first two.
 
-        **Beware:** if either file is missing, both start afresh, without a word. TPU, SageMaker and FSDP
-        were never run on the hardware.
+        **Beware:** if either file is missing, both start afresh, without a word. TPU and SageMaker were
+        never run on the hardware.
 
         Args:
             checkpoint: the folder, or None for a run that does not resume.

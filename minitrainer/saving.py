@@ -69,7 +69,7 @@ class SavingMixin(Attributes):
         **Beware:** the state is written before the rotation and before `on_save`, so it knows nothing of either. And
         metrics are those of *this* moment: where evaluation and saving fall on different steps, the best metric moves
         only on steps that do both (hence the check in `TrainingArguments` with `load_best_model_at_end`). DeepSpeed,
-        FSDP, TPU and SageMaker were never run on the hardware.
+        TPU and SageMaker were never run on the hardware.
 
         Args:
             model: the wrapped model; not used, since `self.model` is always what is saved.
@@ -143,8 +143,8 @@ class SavingMixin(Attributes):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model so that `from_pretrained` can load it; one process writes, all must call.
 
-        Override `_save` to change what is written, and this one to change who writes. All branches but the last were
-        never run on the hardware.
+        Override `_save` to change what is written, and this one to change who writes. All branches but FSDP's and
+        the last were never run on the hardware.
 
         Args:
             output_dir: where to; None means `args.output_dir`.
@@ -272,7 +272,8 @@ class SavingMixin(Attributes):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write optimizer.pt, scheduler.pt and, with fp16 loss scaling, scaler.pt.
 
-        DeepSpeed writes its own, in `_save_checkpoint`. All branches but the last were never run on the hardware.
+        DeepSpeed writes its own, in `_save_checkpoint`. All branches but FSDP's and the last were never
+        run on the hardware.
 
         Source: trainer.py 2301-2352
         """

@@ -38,7 +38,7 @@ class SetupMixin(Attributes):
         """Make the accelerator, and give its plugins what they need to know of the arguments.
 
         A search calls it again for every trial, because `gradient_accumulation_steps` is fixed in the accelerator.
-        The FSDP and DeepSpeed branches were never run on the hardware.
+        The DeepSpeed branch was never run on the hardware.
 
         Writes: accelerator, is_deepspeed_enabled, is_fsdp_enabled
         Source: trainer.py 3799-3830
