@@ -556,8 +556,8 @@ class LoopMixin(Attributes):
         Source: trainer.py 1810-1819
         """
         filters = self.args.logging_nan_inf_filter and not compat.is_torch_tpu_available()
-        if filters:
-            # The device chooses. 4.31.0 asks for the number, so every micro-batch waits for the card here.
+        if filters and not (micro_loss.is_cpu and math.isfinite(micro_loss.item())):
+            # A card chooses by itself: 4.31.0 asks for the number, so there every micro-batch waits here.
             share = loss_sum / (1 + self.state.global_step - self._globalstep_last_logged)
             micro_loss = torch.where(torch.isfinite(micro_loss), micro_loss, share)
         loss_sum += micro_loss
