@@ -9,6 +9,7 @@ Nothing in a Trainer is edited. While an `Observer` is attached, these attribute
     Accelerator                   clip_grad_norm_, gather, gather_for_metrics
     AcceleratedOptimizer          step
     the scheduler's class         step
+    torch's optimizers            their hook after a step, where the Trainer's own is not accelerate's
     DataLoader's iterator         __next__, _next_index
     two module functions          transformers.trainer.nested_gather (since the 5 series, in place of a method),
                                   accelerate.data_loader.send_to_device (with a GPU or several ranks)
@@ -369,6 +370,7 @@ class Observer:
     """
 
     __slots__ = (
+        "_bare_optimizers",
         "_batch",
         "_callback_classes_done",
         "_callback_ids",
@@ -420,6 +422,7 @@ class Observer:
         self._classes_done: set[type] = set()
         self._callback_classes_done: set[type] = set()
         self._scheduler_classes_done: set[type] = set()
+        self._bare_optimizers: Any = None
         self._troubles: set[str] = set()
         self._closed = False
         # the event that is being called: its handler's control object and the callback that is running
@@ -1271,8 +1274,27 @@ class Observer:
             names = self._around(self._nothing, self.scheduler_step_ends)
             self.patches.replace(owner, "step", wrapper_of(vars(owner)["step"], AFTERWARDS, names))
         optimizer = getattr(trainer, "optimizer", None)
-        if optimizer is not None and _definer(type(optimizer), "step") not in self._scheduler_classes_done:
-            self.note(f"the optimizer ({type(optimizer).__name__}) is not accelerate's; its steps are not recorded")
+        if optimizer is None or _definer(type(optimizer), "step") in self._scheduler_classes_done:
+            return
+        if not isinstance(optimizer, self.torch.optim.Optimizer):
+            self.note(
+                f"the optimizer ({type(optimizer).__name__}) is neither accelerate's nor torch's; "
+                "its steps are not recorded"
+            )
+        elif self._bare_optimizers is None:
+            # Not prepared by accelerate, as with DataParallel. The scheduler has replaced `step` on the object itself,
+            # so a hook on its class would never be reached; torch has one for all optimizers.
+            from torch.optim.optimizer import register_optimizer_step_post_hook
+
+            self._bare_optimizers = register_optimizer_step_post_hook(self.bare_step_ends)
+
+    def bare_step_ends(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        """Any optimizer of torch has stepped."""
+        try:
+            if self.trainer is not None and optimizer is self.trainer.optimizer and get_ident() == self.thread:
+                self.recorder.rates(OPTIMIZER_STEP, optimizer.param_groups)
+        except Exception as error:
+            self.trouble("Optimizer.step", error)
 
     # -- files and random states ---------------------------------------------------------------------------------
 
@@ -1484,6 +1506,8 @@ class Observer:
         trainers = [watched.ref() for watched in self._watched.values()]
         self.current = None
         self.patches.undo()
+        if self._bare_optimizers is not None:
+            self._bare_optimizers.remove()
         for trainer in trainers:
             if trainer is not None:
                 self.refresh_bound_gathers(trainer)

@@ -49,7 +49,6 @@ ACCELERATE = (
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
 LIBRARIES = ("minitrainer", "transformers")
-NOT_RECORDED = "is not accelerate's; its steps are not recorded"
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -152,18 +151,12 @@ class Ended:
         assert [each["rank"] for each in self.told] == list(range(self.run.ranks))
         for each in self.told:
             assert each["world_size"] == self.run.ranks
-            assert not each["findings"] and len(each["notes"]) == self.notes_due, each
-            assert all(note.endswith(NOT_RECORDED) for note in each["notes"]), each["notes"]
+            assert not each["findings"] and not each["notes"], each
             # later versions lack some of the methods
             assert COLLECTIVES_HOOK not in each["unhooked"]
             assert not each["unhooked"] or each["versions"]["transformers"] != "4.31.0"
             assert each["losses"] and each["steps"] == steps_of(self.run)
         return self
-
-    @property
-    def notes_due(self) -> int:
-        """One with DataParallel, where 4.31.0 and ours keep accelerate away from the optimizer; later versions don't."""
-        return int(self.run.place == "together" and trainer_of("transformers", "installed")[1] not in self.run.words)
 
     @property
     def last_line(self) -> str:

@@ -264,6 +264,27 @@ def test_workers_do_not_disturb_the_positions(name: str, workers: int, tmp_path:
         assert Batches(torch).identify({"x": x, "labels": labels}, "labels")[2] == record.digest
 
 
+def test_an_optimizer_that_accelerate_has_not_prepared_is_seen(name: str, tmp_path: Path) -> None:
+    """With DataParallel (which on a processor only passes through) the Trainer keeps its optimizer to itself."""
+    library = programs.library_named(name)
+
+    class Wrapping(library.Trainer):
+        def _wrap_model(self, model, training=True, dataloader=None):  # type: ignore[no-untyped-def]
+            return torch.nn.DataParallel(model) if training else model
+
+    trainer = programs.trainer(library, tmp_path / "out", cls=Wrapping)
+    with trace(trainer, tmp_path / "trace"):
+        trainer.train()
+    records = recorded(tmp_path / "trace")
+    steps, schedule = of(records, events.OptimizerStep), of(records, events.SchedulerStep)
+    assert len(steps) == trainer.state.global_step > 1 and not of(records, events.Note)
+    rates = [schedule[0].lr, *(step.lr for step in schedule)]
+    assert [step.lr for step in steps[1:]] == rates[1:-1]
+    from torch.optim import optimizer as torchs
+
+    assert not torchs._global_optimizer_post_hooks  # gone with the trace
+
+
 # -- files, resuming, exceptions --------------------------------------------------------------------------
 
 
