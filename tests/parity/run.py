@@ -434,8 +434,12 @@ class Run:
         place = (
             "trainer" if own else re.sub(r"^.*/site-packages/|^.*/(?=(transformers|accelerate|torch)/)", "", innermost)
         )
-        # a peer's port is another one each time
-        return Failure(type(error).__name__, re.sub(r"\]:\d+", "]:<port>", str(error)), place)
+        message = str(error)
+        if "/gloo/transport/" in message:
+            # Ranks that wait for each other give up at about the same moment; the first one to go closes its connections,
+            # so that another is told of that, or of its own time-out.
+            message = "gloo: another rank is gone, or does not answer"
+        return Failure(type(error).__name__, message, place)
 
 
 # -- calls -----------------------------------------------------------------------------------------------------------
