@@ -12,7 +12,6 @@ rank's running sum, divided by all steps.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import struct
 from collections.abc import Iterator
@@ -27,8 +26,6 @@ MOST_PENDING_LOSSES = 65_536
 
 ROUNDED_DIGITS = 4
 """Decimals of a logged loss up to the 4 series; later versions do not round."""
-
-NOTHING = contextlib.nullcontext()
 
 _FLOAT32 = struct.Struct("f")
 
@@ -62,37 +59,31 @@ class Kept:
         return self.tensor._version == self.version
 
 
+def _as_it_was(value: Any) -> Any:
+    """A kept number as a float or a tensor; None where it is not known, or not any more."""
+    if type(value) is Kept:
+        return value.tensor if value.is_as_it_was else None
+    return value
+
+
 def read(value: Any) -> float | None:
     """A kept number: a float already, or one that may be read from its device now."""
-    if value is None or type(value) is float:
-        return value
-    if type(value) is Kept:
-        return float(value.tensor.item()) if value.is_as_it_was else None
-    return float(value.item())
+    value = _as_it_was(value)
+    return value if value is None or type(value) is float else float(value.item())
 
 
 def read_all(kept: list[Any]) -> list[float | None]:
     """Several kept numbers. Those on a device come over in one copy, not one by one."""
     if set(map(type, kept)) <= {float}:  # so it is on a CPU
         return kept
-    waiting = [
-        value.tensor if type(value) is Kept else value
-        for value in kept
-        if value is not None and type(value) is not float and (type(value) is not Kept or value.is_as_it_was)
-    ]
+    kept = [_as_it_was(value) for value in kept]
+    waiting = [value for value in kept if value is not None and type(value) is not float]
     if len(waiting) < 2 or len({(value.dtype, value.device) for value in waiting}) > 1:
         return [read(value) for value in kept]
     import torch  # in use already: the tensors came from it
 
     numbers = iter(torch.stack([value.reshape(()) if value.dim() else value for value in waiting]).tolist())
-    return [
-        value
-        if value is None or type(value) is float
-        else None
-        if type(value) is Kept and not value.is_as_it_was
-        else float(next(numbers))
-        for value in kept
-    ]
+    return [value if value is None or type(value) is float else float(next(numbers)) for value in kept]
 
 
 def keep(tensor: Any) -> float | Kept:
@@ -223,8 +214,7 @@ class TrainingBook:
             import numpy  # loaded already: torch and every Trainer need it
 
             kind = "float64" if self.dtype == "float64" else "float32"
-            may_overflow = not sum(map(abs, micro)) < 1e38  # type: ignore[arg-type]
-            with numpy.errstate(all="ignore") if may_overflow else NOTHING:
+            with numpy.errstate(all="ignore"):
                 return float(numpy.add.accumulate(numpy.array([0.0, *micro], dtype=kind))[-1])  # one after the other
         rounded = float if self.dtype == "float64" else round_to_float32
         replaced = dict(zip(filtered, divisors, strict=True))

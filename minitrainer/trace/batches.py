@@ -14,7 +14,6 @@ import sys
 import weakref
 from collections import deque
 from typing import Any
-from weakref import ref as weak_reference
 from zlib import crc32
 
 from xxhash import xxh3_64_intdigest
@@ -25,9 +24,8 @@ MOST_INDICES = 4096
 IGNORED_LABEL = -100
 """Labels with this value do not count towards a loss."""
 
-LARGEST_COPY_BYTES = 1 << 16
+LARGEST_SEARCHED_BYTES = 1 << 16
 """Integer labels up to this size are searched for `IGNORED_LABEL` as bytes; larger ones are compared one by one."""
-
 
 Identity = tuple[Any, Any, Any]
 """What is known of a batch in the host's memory: rows, labels, digest."""
@@ -58,25 +56,25 @@ class Batches:
         self._views: dict[tuple[int, int], Any] = {}  # address and size -> the bytes that lie there now
         # the iterator that has drawn positions and not fetched their batch, with them; what others have drawn, or it
         # itself beyond that, stands in line
-        self.drawer: Any = None
-        self.drawn: Any = None
+        self._drawer: Any = None
+        self._drawn: Any = None
         self._in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
         # id of a batch's first tensor -> (reference to it, positions, identity where it was taken on the host)
-        self._known: dict[int, tuple[weak_reference[Any], list[int] | None, Identity | None]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], list[int] | None, Identity | None]] = {}
 
     # -- where the loader hands out ------------------------------------------------
 
     def index_was_drawn(self, iterator: Any, index: Any) -> None:
         """Remember the positions of a batch that this loader is going to fetch."""
-        if self.drawer is None and not self._in_line:
-            self.drawer, self.drawn = iterator, index
+        if self._drawer is None and not self._in_line:
+            self._drawer, self._drawn = iterator, index
         else:  # workers that fetch ahead, or a data set that has a loader of its own
             self._in_line.setdefault(iterator, deque()).append(index)
 
     def batch_was_fetched(self, iterator: Any, batch: Any) -> None:
         """Tie a fetched batch to the positions that were drawn for it (loaders keep the order)."""
-        if self.drawer is iterator:
-            index, self.drawer, self.drawn = self.drawn, None, None
+        if self._drawer is iterator:
+            index, self._drawer, self._drawn = self._drawn, None, None
         else:
             line = self._in_line.get(iterator)
             if not line:
@@ -91,15 +89,12 @@ class Batches:
             index = [index] if type(index) is int else None
         elif len(index) > MOST_INDICES or not _are_integers(index):
             index = None
-        known = self._known
-        if len(known) > 1024:
-            self._forget_the_dead()
-        known[id(tensor)] = weak_reference(tensor), index, None
+        self._remember(tensor, index, None)
 
     def batch_was_lost(self, iterator: Any) -> None:
         """Fetching failed: nothing is kept alive for it."""
-        if self.drawer is iterator:
-            self.drawer = self.drawn = None
+        if self._drawer is iterator:
+            self._drawer = self._drawn = None
 
     def batch_was_moved(self, before: Any, after: Any, label_name: str) -> None:
         """Follow a batch that was copied to a device; take its digest while it is still in the host's memory.
@@ -177,7 +172,7 @@ class Batches:
         size = tensor.numel() * tensor.element_size()
         shape, kind = tensor.shape, tensor.dtype
         ignored = b""
-        if kind in (self._torch.int64, self._torch.int32) and size <= LARGEST_COPY_BYTES:
+        if kind in (self._torch.int64, self._torch.int32) and size <= LARGEST_SEARCHED_BYTES:
             ignored = IGNORED_LABEL.to_bytes(tensor.element_size(), sys.byteorder, signed=True)
         start = self._starts[name] = (
             shape,
@@ -227,14 +222,9 @@ class Batches:
         return None
 
     def _remember(self, tensor: Any, indices: list[int] | None, identity: Identity | None) -> None:
-        if len(self._known) > 1024:
-            self._forget_the_dead()
-        self._known[id(tensor)] = weak_reference(tensor), indices, identity
-
-    def _forget_the_dead(self) -> None:
-        """Forget batches that nobody trained on, such as those that a resume skips."""
-        for key in [key for key, entry in self._known.items() if entry[0]() is None]:
-            del self._known[key]
+        if len(self._known) > 1024:  # batches that nobody trained on, such as those a resume skips
+            self._known = {key: entry for key, entry in self._known.items() if entry[0]() is not None}
+        self._known[id(tensor)] = weakref.ref(tensor), indices, identity
 
     def _recall(self, tensor: Any) -> tuple[list[int] | None, Identity | None] | None:
         entry = self._known.get(id(tensor))

@@ -130,7 +130,7 @@ _ENTER = """\
     except _t_overflows:
         _t_enter()
 """
-"""The first call of a method has no head yet and ends in `_t_enter`, like one that finds no room. 12 is CALL_BYTES."""
+"""The first call of a method has no head yet and ends in `_t_enter`, like one that finds no room. 12 bytes is its row."""
 
 _WRITE_RETURN = """\
     try:
@@ -141,7 +141,7 @@ _WRITE_RETURN = """\
         _t_sink.put(2, ())
     return _t_result
 """
-"""2 is RETURN, and 10 RETURN_BYTES."""
+"""2 is RETURN, and 10 bytes is its row."""
 
 _LEAVE = (
     """\
@@ -1054,11 +1054,8 @@ class Observer:
 
     def _write_samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
         rows, labels, digest, indices = self.batches.of(inputs, self.current.label_name)  # type: ignore[union-attr]
-        recorder = self.recorder
-        if split == "train":
-            recorder.put_array((SAMPLES, recorder.now(), rows, labels, digest, indices))
-        else:
-            recorder.put(SAMPLES, (rows, labels, digest, indices, split))
+        fields = (rows, labels, digest, indices)
+        self.recorder.put(SAMPLES, fields if split == "train" else (*fields, split))
         return rows, labels
 
     def compute_loss_ends(self, trainer: Any, token: Any, result: Any) -> None:

@@ -32,15 +32,12 @@ import msgspec
 
 from minitrainer.trace import events
 from minitrainer.trace.rows import (
-    CALL,
-    CALLBACK_END,
     CODES,
     DEFINITION,
     FIELDS,
     LINE_FEED,
     PACKED,
     RATES,
-    RETURN,
     STATE,
     STATE_OF_FLOATS,
     STATE_OF_INTEGERS,
@@ -217,11 +214,7 @@ class Recorder:
 
     def put(self, code: int, fields: tuple[Any, ...]) -> None:
         """Write a row as an array."""
-        self.put_array((code, (perf_counter_ns() - self._clock_ns) // 1000, *fields))
-
-    def put_array(self, row: tuple[Any, ...]) -> None:
-        """Write a row that has its kind and its time."""
-        line = self._encode(row) + b"\n"
+        line = self._encode((code, (perf_counter_ns() - self._clock_ns) // 1000, *fields)) + b"\n"
         position = self.position
         end = position + len(line)
         try:
@@ -229,10 +222,6 @@ class Recorder:
             self.position = end
         except OVERFLOWS:
             self._write(line)
-
-    def now(self) -> int:
-        """Microseconds since the recording began."""
-        return (perf_counter_ns() - self._clock_ns) // 1000
 
     def record(self, record: events.Record) -> None:
         """Write a typed record of kind 10 or higher (see `rows.PLAIN_RECORDS`)."""
@@ -361,10 +350,7 @@ def _rate(rate: Any) -> events.Number:
     return None if on_device else number(float(rate))
 
 
-CALL_BYTES, RETURN_BYTES = PACKED[CALL].size, PACKED[RETURN].size
 END_OF_ROW = bytes([LINE_FEED])
-LEFT = bytes([RETURN])
-CALLBACK_LEFT = bytes([CALLBACK_END])
 
 
 def begin_of_row(kind: int, name: int) -> bytes | None:

@@ -6,22 +6,19 @@ there is none they are skipped, and say so.
 
 from __future__ import annotations
 
-import functools
-import http.server
 import importlib.util
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from minitrainer.book import pages, statements
+from tests.browsing import chromium, served
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +26,6 @@ MAIN_PAGES = (
     "index.html", "loop.html", "loss.html", "flags.html", "run_glue.html", "questions.html", "claims.html",
     "trace-two-ranks-uneven.html",
 )  # fmt: skip
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Site:
@@ -117,35 +112,17 @@ def test_links_between_rows_and_pages_lead_somewhere(site: Site) -> None:
 # -- in a browser ----------------------------------------------------------------------------------------
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def address(site: Site) -> Iterator[str]:
-    handler = functools.partial(_Quiet, directory=str(site.folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    with served(site.folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("NO CHROMIUM HERE: the site was not looked at in a browser (apt-get install chromium)")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("NO PLAYWRIGHT HERE: the site was not looked at in a browser (pip install '.[browser]')")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium("the site was not looked at in a browser") as opened:
         yield opened
-        opened.close()
 
 
 def _open(browser, address: str, *, scheme: str = "light", width: int = 1280):

