@@ -3,17 +3,23 @@
     python -m tests.benchmarks.gpu_speed                          all cards, as a table
     python -m tests.benchmarks.gpu_speed --json speed.json        and as facts
 
-BERT-base with random weights, 32 samples of 128 tokens a card and step, fp32 and bf16, on one card and (DDP over
-NCCL) on all. One worker process a card and environment stays alive, and the ways take turns, one block of steps each,
-so that whatever the machine does meanwhile slows all of them alike. The ratios are medians over the turns, with intervals
-by resampling the turns. On one card each precision has a card of its own, where there are two: they are measured at the
-same time. Each process stays on a core of its own, and no garbage is collected within a block.
+BERT-base with random weights, fp32 and bf16, on one card and (DDP over NCCL) on all, with batches of two shapes a
+precision: 32 samples of 128 tokens, where a fast card waits for the host, and BERT's full length of 512 tokens, in
+batches for which the host waits.
+
+Each way is a process of its own, one a card, and trains *one* run: nothing is built or warmed up anew in between. It
+pauses where a step begins until the parent asks for a block: two steps to settle, then ten that are timed, the last of
+them with a log. The ways take turns, there and back again, half a second each; while one works, the others sleep and
+hold no more than weights and optimizer. What is compared are two blocks of one turn, so the machine's slow changes of
+pace cancel. Our Trainer runs in two processes: their ratio, which should be 1, is what the clock can tell.
+
+On one card each precision has a card of its own, where there are two: they are measured at the same time. All ways of
+a rank share one core, and no garbage is collected within a block.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import os
@@ -24,35 +30,61 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
-from random import Random
 from typing import Any
+
+import numpy as np
 
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 from tests.parity.ranks import free_port
 
+SETTLING_STEPS, TIMED_STEPS = 2, 10
+BLOCK_STEPS = SETTLING_STEPS + TIMED_STEPS  # the Trainer logs as often
+EPOCH_STEPS = 10_000  # more than any run takes: no block meets the end of an epoch, or of the schedule
+FEWEST_TURNS = 6  # of fewer, lowest and highest don't hold the median with 95 %
 RESAMPLES, SEED = 4000, 20230718
-WARM_UP_STEPS = 6  # of every block: allocator, cuBLAS, the first log
-WAYS = {
-    "minitrainer on 4.31.0": ("reference", "minitrainer"),
-    "transformers 4.31.0": ("reference", "transformers"),
+
+SHAPES = {  # samples a card and step x tokens
+    "bf16": ["32x128", "64x512"],
+    "fp32": ["32x128", "16x512"],
+}
+WAYS = {  # in the order of a turn
     "minitrainer": ("installed", "minitrainer"),
     "transformers, installed": ("installed", "transformers"),
     "by hand": ("installed", "by hand"),
+    "minitrainer on 4.31.0": ("reference", "minitrainer"),
+    "transformers 4.31.0": ("reference", "transformers"),
+    "minitrainer, again": ("installed", "minitrainer"),
+}
+GOALS = {  # how many times as fast the first is to be as the second
+    ("minitrainer on 4.31.0", "transformers 4.31.0"): 1.0,
+    ("minitrainer", "transformers 4.31.0"): 1.0,
+    ("minitrainer", "transformers, installed"): 1.0,
+    ("minitrainer", "by hand"): 0.97,
+    ("minitrainer", "minitrainer, again"): None,  # no goal: what the clock can tell
 }
 
 # -- parent ----------------------------------------------------------------------------------------------------------
 
 
-class Workers:
-    """The processes of one environment in one place: they do what they are told, one block at a time."""
+class Way:
+    """The processes of one way in one place, one a rank.
 
-    def __init__(self, environment: str, world_size: int, card: int = 0):
-        variables = environment_of(environment)
+    Args:
+        name: in WAYS.
+        world_size: number of ranks.
+        card: of the only rank.
+    """
+
+    def __init__(self, name: str, world_size: int, card: int = 0):
+        environment, library = WAYS[name]
+        variables = environment_of(environment) | {"PYTHONHASHSEED": "0"}
         port = str(free_port())
+        cores = sorted(os.sched_getaffinity(0))
+        self.name = name
         self.processes = []
         for rank in range(world_size):
             own = dict(variables)
@@ -64,164 +96,229 @@ class Workers:
             if world_size > 1:
                 own |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 own |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
-            cores = sorted(os.sched_getaffinity(0))
-            # apart, and not the first, which answers interrupts; the two environments never work at once
+            # ranks apart, and none on the first core, which answers interrupts; two ways never work at once
             core = cores[(2 + 8 * (rank if world_size > 1 else card)) % len(cores)]
-            command = [sys.executable, "-m", "tests.benchmarks.gpu_speed", "--worker", str(core)]
+            command = [sys.executable, "-m", "tests.benchmarks.gpu_speed", "--worker", library, str(core)]
             self.processes.append(
                 subprocess.Popen(
                     command, cwd=ROOT, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
                 )
             )
 
-    def ask(self, **order: Any) -> Any:
-        """Give all ranks one order and return rank 0's answer."""
+    def tell(self, **order: Any) -> None:
+        """Give all ranks one order."""
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
+
+    def hear(self) -> list[Any]:
+        """Wait for each rank's answer.
+
+        Raises:
+            RuntimeError: a rank has ended; the others are ended too.
+        """
         answers = []
-        for process in self.processes:
+        for rank, process in enumerate(self.processes):
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                raise RuntimeError(f"a worker ended with {process.wait()} at {order}")
+                code = process.wait()
+                self.end(0)
+                raise RuntimeError(f"{self.name}: rank {rank} ended with {code}")
             answers.append(json.loads(line))
-        return answers[0]
+        return answers
 
-    def end(self) -> None:
-        """Let them go."""
+    def end(self, seconds: float = 60) -> None:
+        """Hang up; whoever has not ended after so long is killed."""
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.close()
         for process in self.processes:
-            process.wait(60)
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def main() -> None:
-    """Measure in every place and precision, show the table, write the facts."""
+    """Measure in every place, precision and shape, show the tables, write the facts."""
     parser = argparse.ArgumentParser(description="samples per second on cards")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=40, help="timed steps of a block")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=120,
-        help="no further turn of a place and precision after so long, from the third on",
-    )
-    parser.add_argument("--samples", type=int, default=32, help="on each card, in each step")
-    parser.add_argument("--tokens", type=int, default=128, help="in each sample")
+    parser.add_argument("--seconds", type=float, default=600, help="all of it: divided among what is to be measured")
     parser.add_argument("--cards", type=int, nargs="+", help="numbers of cards; default: one, and all")
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--precisions", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", metavar="SAMPLESxTOKENS", help="a card and step; default: SHAPES")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--json", type=Path, help="where the facts go")
-    parser.add_argument("--worker", type=int, metavar="CORE", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, metavar=("LIBRARY", "CORE"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.worker is not None:
-        os.sched_setaffinity(0, {asked.worker})
-        return serve()
+    if asked.worker:
+        return work(asked.worker[0], int(asked.worker[1]))
     if cards() == 0:
         raise SystemExit("gpu_speed needs a CUDA device, and torch finds none here")
-    facts: dict[str, Any] = {"samples_per_step_and_card": asked.samples, "tokens": asked.tokens, "places": {}}
+
+    # -- what is measured at once, and what after it ---
+    shapes = {precision: asked.shapes or SHAPES[precision] for precision in asked.precisions}
+    stages = []
     for world_size in asked.cards or sorted({1, cards()}):
-        at_once = min(cards(), len(asked.precisions)) if world_size == 1 else 1
-        for first in range(0, len(asked.precisions), at_once):
-            together = [
-                threading.Thread(target=measure, args=(facts, world_size, precision, card, asked))
-                for card, precision in enumerate(asked.precisions[first:][:at_once])
-            ]
-            for thread in together:
-                thread.start()
-            for thread in together:
-                thread.join()
-    places = len(asked.cards or sorted({1, cards()}))
-    if sum(map(len, facts["places"].values())) < places * len(asked.precisions):
-        raise SystemExit("not every place and precision was measured")
+        if world_size == 1:
+            at_once = min(cards(), len(shapes))
+            every = list(shapes)
+            lots = [every[first : first + at_once] for first in range(0, len(every), at_once)]
+            stages += [[Team(1, {each: shapes[each]}, card) for card, each in enumerate(lot)] for lot in lots]
+        else:
+            stages.append([Team(world_size, shapes)])
+    deadline = time.monotonic() + asked.seconds
+    facts: dict[str, Any] = {
+        "layers": asked.layers,
+        "hidden": asked.hidden,
+        "steps_of_a_block": {"to settle": SETTLING_STEPS, "timed": TIMED_STEPS},
+        "places": {},
+    }
+    for at, stage in enumerate(stages):
+        left = sum(max(len(team.runs) for team in each) for each in stages[at:])
+        threads = [threading.Thread(target=team.measure, args=(facts, asked, deadline, left)) for team in stage]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    measured = sum(len(shapes) for place in facts["places"].values() for shapes in place.values())
+    if measured < sum(len(team.runs) for stage in stages for team in stage):
+        raise SystemExit("not every place, precision and shape was measured")
 
 
 ONE_SPEAKS = threading.Lock()
 
 
-def measure(facts: dict[str, Any], world_size: int, precision: str, card: int, asked: argparse.Namespace) -> None:
-    """Measure one place and precision with teams of its own, and add what was found to the facts."""
-    teams = {name: Workers(name, world_size, card) for name in ("reference", "installed")}
-    surroundings = {f"surroundings, {name}": team.ask(do="describe") for name, team in teams.items()}
-    found = speeds(teams, precision, asked, world_size)
-    for team in teams.values():
-        team.end()
-    place = "one card" if world_size == 1 else f"{world_size} cards, DDP"
-    with ONE_SPEAKS:
-        facts |= surroundings
-        facts["places"].setdefault(place, {})[precision] = found
-        show(place, precision, found)
-        if asked.json is not None:
-            asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+class Team:
+    """All ways in one place: they stay alive for several runs, one a precision and shape.
+
+    Attributes:
+        runs: pairs of precision and shape.
+    """
+
+    def __init__(self, world_size: int, shapes: dict[str, list[str]], card: int = 0):
+        self.world_size, self.card = world_size, card
+        self.runs = [(precision, shape) for precision, some in shapes.items() for shape in some]
+
+    def measure(self, facts: dict[str, Any], asked: argparse.Namespace, deadline: float, left: int) -> None:
+        """Do the runs and add what was found to the facts.
+
+        Args:
+            deadline: of everything, by time.monotonic.
+            left: runs that share the time until then, these and those of later stages.
+        """
+        ways = [Way(name, self.world_size, self.card) for name in WAYS]
+        place = "one card" if self.world_size == 1 else f"{self.world_size} cards, DDP"
+        try:
+            # once all have started: what is left of the time is shared evenly
+            surroundings = {WAYS[way.name][0]: way.hear()[0] for way in ways}
+            for at, (precision, shape) in enumerate(self.runs):
+                now = time.monotonic()
+                until = now + (deadline - now) / (left - at)
+                samples, tokens = map(int, shape.split("x"))
+                sizes = {"samples": samples, "tokens": tokens, "layers": asked.layers, "hidden": asked.hidden}
+                found = self.one_run(ways, until, precision=precision, **sizes)
+                with ONE_SPEAKS:
+                    facts["surroundings"] = surroundings
+                    facts["places"].setdefault(place, {}).setdefault(precision, {})[shape] = found
+                    show(f"{place}, {precision}, {shape}", found)
+                    if asked.json is not None:
+                        asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        finally:
+            for way in ways:
+                way.end()
+
+    def one_run(self, ways: list[Way], until: float, **run: Any) -> dict[str, Any]:
+        """Let the ways take turns until the time is over, there and back again."""
+        for way in ways:
+            way.tell(do="run", **run)
+        for way in ways:
+            way.hear()  # it stands before its first step
+        seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+        longest_turn = 0.0
+        for turn in range(EPOCH_STEPS // BLOCK_STEPS - 1):
+            began = time.monotonic()
+            if turn > 1 and began + longest_turn > until:
+                break
+            for way in ways if turn % 2 else reversed(ways):
+                way.tell(do="block")
+                took = max(way.hear())  # a step is done when all ranks have done it
+                if turn:  # the first turn only warms up
+                    seconds[way.name].append(took)
+            if turn:
+                longest_turn = max(longest_turn, time.monotonic() - began)
+        for way in ways:
+            way.tell(do="end")
+        gigabytes = {way.name: max(way.hear()) for way in ways}
+        found = figures(seconds)
+        of_a_block = run["samples"] * self.world_size * TIMED_STEPS
+        return {
+            "samples_per_second": {
+                name: round(of_a_block / statistics.median(times), 1) for name, times in seconds.items()
+            },
+            "gigabytes_at_most": gigabytes,
+            "speed_of_one_to_another": found,
+            "seconds_of_each_block": {name: [round(value, 4) for value in times] for name, times in seconds.items()},
+        }
 
 
-def speeds(teams: dict[str, Workers], precision: str, asked: argparse.Namespace, world_size: int) -> dict[str, Any]:
-    """Let the ways take turns."""
-    for team in teams.values():
-        team.ask(do="prepare", layers=asked.layers, samples=asked.samples, tokens=asked.tokens)
-    began = time.perf_counter()
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for turn in range(asked.turns + 1):
-        spent = time.perf_counter() - began
-        if turn > 2 and spent + spent / turn > asked.seconds:
-            break
-        for name in WAYS if turn % 2 else reversed(WAYS):
-            environment, way = WAYS[name]
-            steps = asked.steps if turn else 2
-            took = teams[environment].ask(do="block", way=way, precision=precision, steps=steps)
-            if turn:  # the first turn only warms up
-                seconds[name].append(took)
-    samples = asked.steps * asked.samples * world_size
-    found: dict[str, Any] = {
-        "samples_per_second": {name: round(samples / statistics.median(times), 1) for name, times in seconds.items()},
-        "seconds_of_a_block": {name: [round(value, 4) for value in times] for name, times in seconds.items()},
-        "steps_of_a_block": asked.steps,
-        "ratios": {},
-        "ratios_intervals": {},
-        "ratios_lowest_and_highest": {},
-    }
-    for ours, other in (
-        ("minitrainer on 4.31.0", "transformers 4.31.0"),
-        ("minitrainer", "transformers 4.31.0"),
-        ("minitrainer", "transformers, installed"),
-        ("minitrainer", "by hand"),
-    ):
+# -- from blocks to figures ------------------------------------------------------------------------------------------
+
+
+def figures(seconds: dict[str, list[float]], resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Compare the ways, each pair turn by turn: median of the ratios, interval, lowest and highest turn, verdict."""
+    found: dict[str, Any] = {}
+    for (ours, other), goal in GOALS.items():
         ratios = [theirs / own for own, theirs in zip(seconds[ours], seconds[other], strict=True)]
-        name = f"speed of {ours} to {other}"
-        found["ratios"][name] = round(statistics.median(ratios), 4)
-        found["ratios_intervals"][name] = interval(ratios)
-        found["ratios_lowest_and_highest"][name] = [round(min(ratios), 4), round(max(ratios), 4)]
+        low, high = interval(ratios, resamples)
+        found[f"{ours} to {other}"] = {
+            "goal": goal,
+            "median": round(statistics.median(ratios), 4),
+            "interval": [round(low, 4), round(high, 4)],
+            "lowest_and_highest_turn": [round(min(ratios), 4), round(max(ratios), 4)],
+            "turns": len(ratios),
+            "verdict": None if goal is None else verdict(goal, low, high, len(ratios)),
+        }
     return found
 
 
-def interval(ratios: list[float]) -> list[float]:
+def interval(ratios: list[float], resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % for the median of the turns' ratios, by resampling the turns."""
-    random = Random(SEED)
-    medians = sorted(statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
-    return [round(medians[int(share * RESAMPLES)], 4) for share in (0.025, 0.975)]
+    drawn = np.random.default_rng(SEED).integers(0, len(ratios), (resamples, len(ratios)))
+    low, high = np.quantile(np.median(np.array(ratios)[drawn], axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
-def show(place: str, precision: str, found: dict[str, Any]) -> None:
-    """Print one place and precision."""
-    turns = len(found["seconds_of_a_block"]["by hand"])
-    print(f"{place}, {precision}, {turns} turns of {found['steps_of_a_block']} steps")
+def verdict(goal: float, low: float, high: float, turns: int) -> str:
+    """Whether a goal is met, if there are turns enough and the interval lies on one side of it."""
+    if turns < FEWEST_TURNS or low < goal <= high:
+        return "not settled"
+    return "met" if low >= goal else "missed"
+
+
+def show(what: str, found: dict[str, Any]) -> None:
+    """Print one run."""
+    print(f"{what}: blocks of {TIMED_STEPS} steps")
     for name, value in found["samples_per_second"].items():
-        print(f"  {name:<26}{value:>10.1f} samples per second")
-    for name, value in found["ratios"].items():
-        low, high = found["ratios_intervals"][name]
-        lowest, highest = found["ratios_lowest_and_highest"][name]
-        print(f"  {name:<62}{value:>8.4f}   (95 %: {low:.3f} to {high:.3f}; turns: {lowest:.3f} to {highest:.3f})")
+        gigabytes = found["gigabytes_at_most"][name]
+        print(f"  {name:<26}{value:>10.1f} samples per second, {gigabytes:.1f} GB at most")
+    for name, each in found["speed_of_one_to_another"].items():
+        (low, high), (lowest, highest) = each["interval"], each["lowest_and_highest_turn"]
+        said = "what the clock can tell" if each["goal"] is None else f"at least {each['goal']:g}: {each['verdict']}"
+        print(
+            f"  {name:<48}{each['median']:>8.4f}   95 %: {low:.4f} to {high:.4f}; "
+            f"{each['turns']} turns: {lowest:.3f} to {highest:.3f}; {said}"
+        )
     sys.stdout.flush()
 
 
 # -- worker ----------------------------------------------------------------------------------------------------------
 
 
-def serve() -> None:
-    """Do what the parent says until it hangs up."""
+def work(library: str, core: int) -> None:
+    """Do the runs that the parent asks for, until it hangs up."""
     import torch
 
     warnings.filterwarnings("ignore")
@@ -234,107 +331,126 @@ def serve() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    bench = Bench()
-    for line in sys.stdin:
-        order = json.loads(line)
-        answers.write(json.dumps(getattr(bench, order.pop("do"))(**order)) + "\n")
-    del bench  # its DDP models must not outlive their group
+    answers.write(json.dumps(surroundings()) + "\n")
+    everywhere = os.sched_getaffinity(0)
+    orders = map(json.loads, sys.stdin)
+    for order in orders:
+        del order["do"]  # "run": nothing else comes between two runs
+        stay_on(everywhere)  # the ways prepare themselves at the same time
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        one_run(library, Gate(orders, answers, core), **order)
+        gc.unfreeze()
+        free_cards()
+        gigabytes = torch.cuda.max_memory_reserved() / 1e9 if torch.cuda.is_available() else 0.0
+        answers.write(json.dumps(round(gigabytes, 1)) + "\n")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-class Bench:
-    """One process of a team."""
+class Gate:
+    """Where a run comes by at the beginning of each step, and sleeps until the parent asks for a block.
 
-    def __init__(self) -> None:
-        self.model: Any = None
-        self.samples: list[Any] = []
-        self.per_step = 0
-        self.folder = tempfile.TemporaryDirectory(prefix="gpu-speed-")
+    Attributes:
+        step_of_block: steps of this block that have begun.
+    """
 
-    def describe(self) -> dict[str, Any]:
-        """Versions and card."""
-        import torch
+    def __init__(self, orders: Iterator[dict[str, Any]], answers: Any, core: int):
+        self.orders, self.answers, self.core = orders, answers, core
+        self.step_of_block = BLOCK_STEPS
+        self.began: float | None = None
 
-        found = {name: import_module(name).__version__ for name in ("torch", "transformers", "accelerate")}
-        if torch.cuda.is_available():
-            found["card"] = torch.cuda.get_device_name()
-        return found
+    @property
+    def block_is_complete(self) -> bool:
+        """Whether the step that has begun is the last of its block."""
+        return self.step_of_block == BLOCK_STEPS
 
-    def prepare(self, layers: int, samples: int, tokens: int) -> bool:
-        """Make the data and BERT-base: every block begins with a copy of the same random weights."""
-        from transformers import BertConfig, BertForSequenceClassification
-
-        from tests.gpu import program
-
-        if self.model is None:
-            self.model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers))
-            self.samples = program.samples(64 * samples, tokens) * 8  # no block reaches the end of an epoch
-            self.per_step = samples
+    def lets_pass(self) -> bool:
+        """Return when there is a step to do, or False if there is none any more."""
+        if self.block_is_complete:
+            seconds = None
+            if self.began is None:  # no block has been done yet
+                gc.collect()
+                gc.freeze()  # what is there by now stays: no later collection walks over it
+            else:
+                wait_for_cards()
+                seconds = time.perf_counter() - self.began
+                gc.enable()
+            free_cards()
+            self.answers.write(json.dumps(seconds) + "\n")
+            order = next(self.orders, {"do": "end"})
+            if order["do"] == "end":
+                return False
+            if self.began is None:
+                stay_on({self.core})
+            gc.disable()
+            self.step_of_block = 0
+        if self.step_of_block == SETTLING_STEPS:
+            wait_for_cards()
+            meet()
+            self.began = time.perf_counter()
+        self.step_of_block += 1
         return True
 
-    def trainer(self, way: str, precision: str, steps: int, logging_steps: int) -> Any:
-        """A Trainer of either library."""
-        from tests.gpu.program import arguments
 
-        # accelerate remembers the precision of the first Trainer for the whole process
-        accelerate = import_module("accelerate.state")
-        accelerate.AcceleratorState._reset_state(reset_partial_state=True)
-        accelerate.GradientState._reset_state()
-        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
-        library = import_module(way)
-        args = arguments(
-            library,
-            self.folder.name,
-            max_steps=steps,
-            logging_steps=logging_steps,
-            per_device_train_batch_size=self.per_step,
-            bf16=precision == "bf16",
-            # every parameter is used: nobody, nor the loop by hand, is to search for others
-            ddp_find_unused_parameters=False if "RANK" in os.environ else None,
-        )
-        trainer = library.Trainer(copy.deepcopy(self.model), args, train_dataset=self.samples)
-        trainer.remove_callback(library.PrinterCallback)
-        return trainer, library
+def one_run(library: str, gate: Gate, precision: str, samples: int, tokens: int, layers: int, hidden: int) -> None:
+    """Train BERT-base until the gate lets no further step pass."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
 
-    def block(self, way: str, precision: str, steps: int) -> float:
-        """Seconds that one way takes for the timed steps."""
-        gc.collect()
-        gc.disable()
-        if way == "by hand":
-            took = train_by_hand(copy.deepcopy(self.model), self.samples, self.per_step, precision, steps)
-        else:
-            trainer, library = self.trainer(way, precision, steps + WARM_UP_STEPS, logging_steps=steps)
-            clock = Clock({WARM_UP_STEPS, WARM_UP_STEPS + steps})
-            trainer.add_callback(clock.callback(library))
-            trainer.train()
-            took = clock.moments[1] - clock.moments[0]
-        gc.enable()
-        free_cards()
-        return took
+    from tests.gpu import program
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+    )
+    model = BertForSequenceClassification(config)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    distinct = program.samples(64 * samples, tokens)
+    data = distinct * (EPOCH_STEPS * world_size // 64 + 1)
+    if library == "by hand":
+        train_by_hand(model, data, samples, precision, gate)
+    else:
+        with tempfile.TemporaryDirectory(prefix="gpu-speed-") as folder:
+            train_with(import_module(library), model, data, samples, precision, gate, folder)
 
 
-class Clock:
-    """Notes the time at the beginning of given steps, once the cards have done what was asked of them before."""
+def train_with(
+    library: Any, model: Any, data: list[Any], samples: int, precision: str, gate: Gate, folder: str
+) -> None:
+    """Train with a Trainer of either library."""
+    from tests.gpu import program
 
-    def __init__(self, at_steps: set[int]):
-        self.at_steps = at_steps
-        self.moments: list[float] = []
+    # accelerate remembers the precision of the first Trainer for the whole process
+    accelerate = import_module("accelerate.state")
+    accelerate.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.GradientState._reset_state()
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    args = program.arguments(
+        library,
+        folder,
+        max_steps=EPOCH_STEPS,
+        logging_steps=BLOCK_STEPS,
+        per_device_train_batch_size=samples,
+        bf16=precision == "bf16",
+        # every parameter is used: nobody, nor the loop by hand, is to search for others
+        ddp_find_unused_parameters=False if "RANK" in os.environ else None,
+    )
+    trainer = library.Trainer(model, args, train_dataset=data)
+    trainer.remove_callback(library.PrinterCallback)
 
-    def callback(self, library: Any) -> Any:
-        def note(callback: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step in self.at_steps and len(self.moments) < 2:
-                wait_for_cards()
-                if not self.moments:
-                    meet()
-                self.moments.append(time.perf_counter())
+    def on_step_begin(callback: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = not gate.lets_pass()
 
-        members: dict[str, Callable[..., None]] = {"on_step_begin": note, "on_train_end": note}
-        return type("Clock", (library.TrainerCallback,), members)()
+    trainer.add_callback(type("AtTheGate", (library.TrainerCallback,), {"on_step_begin": on_step_begin})())
+    trainer.train()
 
 
-def train_by_hand(model: Any, samples: list[Any], per_step: int, precision: str, steps: int) -> float:
-    """Seconds of a plain loop: same loader, optimizer, clipping, schedule, autocast, DDP; one loss read."""
+def train_by_hand(model: Any, data: list[Any], samples: int, precision: str, gate: Gate) -> None:
+    """Train with a plain loop: same loader, optimizer, clipping, schedule, autocast, DDP; a loss read a block."""
     import torch
     import transformers
     from torch import nn
@@ -345,42 +461,53 @@ def train_by_hand(model: Any, samples: list[Any], per_step: int, precision: str,
     decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     optimizer = torch.optim.AdamW([{"params": decaying}, {"params": others}], lr=5e-5, weight_decay=0.0)
-    total = steps + WARM_UP_STEPS
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
-    sampler: Any = RandomSampler(samples)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / EPOCH_STEPS))
+    sampler: Any = RandomSampler(data)
     if torch.distributed.is_initialized():
-        sampler = DistributedSampler(samples)
+        sampler = DistributedSampler(data)  # type: ignore[arg-type]
         model = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     loader: DataLoader[Any] = DataLoader(
-        samples,  # type: ignore[arg-type]
-        batch_size=per_step,
+        data,  # type: ignore[arg-type]
+        batch_size=samples,
         sampler=sampler,
         collate_fn=transformers.default_data_collator,
         pin_memory=device.type == "cuda",
         drop_last=True,
     )
-    done, loss_sum, began = 0, torch.zeros((), device=device), 0.0
-    while True:
-        for batch in loader:
-            if done == WARM_UP_STEPS:
-                wait_for_cards()
-                meet()
-                began = time.perf_counter()
-            if done == total:
-                loss_sum.item()
-                wait_for_cards()
-                return time.perf_counter() - began
-            model.train()
-            batch = {key: value.to(device) for key, value in batch.items()}
-            with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
-                loss = model(**batch).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
-            model.zero_grad()
-            loss_sum += loss.detach()
-            done += 1
+    loss_sum = torch.zeros((), device=device)
+    for batch in loader:
+        if not gate.lets_pass():
+            return
+        model.train()
+        batch = {key: value.to(device) for key, value in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
+            loss = model(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        model.zero_grad()
+        loss_sum += loss.detach()
+        if gate.block_is_complete:
+            loss_sum.item()
+            loss_sum.zero_()
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and card."""
+    import torch
+
+    found = {name: import_module(name).__version__ for name in ("torch", "transformers", "accelerate")}
+    if torch.cuda.is_available():
+        found["card"] = torch.cuda.get_device_name()
+    return found
+
+
+def stay_on(cores: set[int]) -> None:
+    """Keep every thread of this process on these cores, those too that backward and NCCL have started."""
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
 
 
 def wait_for_cards() -> None:
@@ -400,7 +527,7 @@ def meet() -> None:
 
 
 def free_cards() -> None:
-    """Give memory back before the next block."""
+    """Give the memory back that only a working way needs."""
     import torch
 
     gc.collect()

@@ -1,13 +1,16 @@
-"""How the cost of a trace is estimated: a known cost, under noise and a drift, is found again."""
+"""How speeds and the cost of a trace are estimated: what is known, under noise and a drift, is found again."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from tests.benchmarks import gpu_speed
 from tests.benchmarks.gpu_trace_cost import PATTERN, READINGS, TIMED_STEPS, Block, figures, verdict
 
 STEP = 0.08  # seconds
+
+# -- the cost of a trace ---------------------------------------------------------------------------------------------
 
 
 def made(added: float, noise: float, drift: float, count: int = 400, seed: int = 0) -> list[Block]:
@@ -51,4 +54,56 @@ def test_the_verdict_says_when_it_cannot_tell() -> None:
     assert "too coarse" in verdict(figures(made(0.005, noise=0.05, drift=0.0, count=40))[name])
 
 
-# Read next: tests/benchmarks/gpu_trace_cost.py
+# -- speeds ----------------------------------------------------------------------------------------------------------
+
+
+def blocks(times: dict[str, float], noise: float, drift: float, turns: int, seed: int = 0) -> dict[str, list[float]]:
+    """Seconds of each way's blocks, there and back again, on a machine that grows slower by `drift` until the end."""
+    random = np.random.default_rng(seed)
+    seconds: dict[str, list[float]] = {name: [] for name in gpu_speed.WAYS}
+    moment = 0
+    for turn in range(turns):
+        for name in gpu_speed.WAYS if turn % 2 else reversed(gpu_speed.WAYS):
+            pace = 1 + drift * moment / (turns * len(gpu_speed.WAYS))
+            seconds[name].append(times.get(name, 1.0) * pace * (1 + noise * random.standard_normal()))
+            moment += 1
+    return seconds
+
+
+def test_known_speeds_are_found_again_under_a_drift() -> None:
+    """Ours takes 0.9 of the real one's time and 1.1 of the loop's: both ratios, and the two verdicts."""
+    found = gpu_speed.figures(blocks({"transformers 4.31.0": 1 / 0.9, "by hand": 1 / 1.1}, 0.01, 0.3, turns=24))
+    assert len(found) == len(gpu_speed.GOALS)
+    for name, ratio, said in (
+        ("minitrainer to transformers 4.31.0", 1 / 0.9, "met"),
+        ("minitrainer to by hand", 1 / 1.1, "missed"),
+        ("minitrainer to transformers, installed", 1.0, "not settled"),
+        ("minitrainer to minitrainer, again", 1.0, None),
+    ):
+        low, high = found[name]["interval"]
+        assert low < ratio < high, name
+        assert high - low < 0.03
+        assert found[name]["verdict"] == said, name
+        assert found[name]["lowest_and_highest_turn"][0] <= low <= found[name]["median"] <= high
+        assert found[name]["turns"] == 24
+
+
+def test_the_interval_of_two_equal_ways_covers_one() -> None:
+    """Of 40 runs at most six intervals of 95 % miss it."""
+    missed = 0
+    for seed in range(40):
+        found = gpu_speed.figures(blocks({}, 0.02, 0.1, turns=16, seed=seed), resamples=400)
+        low, high = found["minitrainer to minitrainer, again"]["interval"]
+        missed += not low <= 1 <= high
+    assert missed <= 6
+
+
+def test_a_verdict_takes_an_interval_on_one_side_and_turns_enough() -> None:
+    enough = gpu_speed.FEWEST_TURNS
+    assert gpu_speed.verdict(1.0, 1.0, 1.1, enough) == "met"
+    assert gpu_speed.verdict(1.0, 0.9, 0.99, enough) == "missed"
+    assert gpu_speed.verdict(1.0, 0.99, 1.0, enough) == "not settled"
+    assert gpu_speed.verdict(1.0, 1.05, 1.1, enough - 1) == "not settled"
+
+
+# Read next: tests/benchmarks/gpu_speed.py
