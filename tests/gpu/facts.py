@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .places import Group
-
-Facts = Callable[[str, str], list[dict[str, Any]]]
+from .places import Key, Schedule
 
 
 def folder_of_facts() -> Path | None:
@@ -35,28 +32,32 @@ def keep_traces(name: str, traces: Path) -> None:
         shutil.copytree(traces, folder / f"traces-{name}", dirs_exist_ok=True)
 
 
-def reader(groups: dict[tuple[str, str], Group]) -> Facts:
-    """Return what gives the facts of one group, rank by rank, and keeps them, a group that failed as far as it came."""
-    read: dict[tuple[str, str], list[dict[str, Any]]] = {}
+class Facts:
+    """What the groups of a schedule have found: `facts("reference", "apart")` waits for it, a list over the ranks.
 
-    def of(environment: str, place: str) -> list[dict[str, Any]]:
-        if (environment, place) not in read:
-            name, group = f"{environment}-{place}", groups[environment, place]
-            try:
-                read[environment, place] = group.facts()
-            except RuntimeError:
-                keep(f"{name}-unfinished", group.what_is_there())
-                raise
-            found = read[environment, place]
-            keep(name, found[0] if len(found) == 1 else found)
-            keep_traces(name, group.folder / "traces")
-        return read[environment, place]
+    Each is kept as soon as it is asked for, also that of a group which was cut short.
+    """
 
-    return of
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+        self._read: dict[Key, list[dict[str, Any]]] = {}
+
+    def __call__(self, what: str, place: str) -> list[dict[str, Any]]:
+        if (what, place) not in self._read:
+            group = self.schedule.groups[what, place].result()
+            found = self._read[what, place] = group.facts()
+            keep(f"{what}-{place}", found[0] if len(found) == 1 else found)
+            keep_traces(f"{what}-{place}", group.folder / "traces")
+        return self._read[what, place]
+
+    def folder(self, what: str, place: str) -> Path:
+        """The folder of one group."""
+        return self.schedule.groups[what, place].result().folder
 
 
 def part(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """One part of a rank's facts; fails with the stack that it left, if it did."""
+    """One part of a rank's facts; fails with the stack that it left, or with how the rank ended before it."""
+    assert name in found, f"no answer to {name!r}: {found.get('cut_short', found['surroundings'])}"
     assert "error" not in found[name], found[name]["error"]
     return found[name]
 

@@ -16,11 +16,14 @@ the harness, and proves nothing about cards.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from tests.parity.ranks import free_port
 ROOT = Path(__file__).resolve().parents[2]
 PRETENDED_CARDS = int(os.environ.get("MINITRAINER_PRETEND_CARDS", "0"))
 LIMIT_SECONDS = int(os.environ.get("MINITRAINER_GPU_LIMIT", "420"))
+"""For one group."""
 
 
 def cards() -> int:
@@ -79,6 +83,12 @@ class Group:
     processes: list[subprocess.Popen[bytes]]
     deadline: float = field(default_factory=lambda: time.monotonic() + LIMIT_SECONDS)
 
+    def wait(self) -> None:
+        """Return when all have ended, or the time is over."""
+        for process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, self.deadline - time.monotonic()))
+
     def end(self) -> None:
         """Kill what still runs: a rank that waits for a dead one would keep its card busy."""
         for process in self.processes:
@@ -86,30 +96,89 @@ class Group:
                 process.kill()
 
     def facts(self) -> list[dict[str, Any]]:
-        """Wait for the workers and read what each rank found.
+        """What each rank has found: every part that it has ended, and `cut_short` where it has not ended them all.
 
         Raises:
-            RuntimeError: a rank ended without facts; the text holds the end of its output.
+            RuntimeError: a rank ended before it could say where it is; the text holds the end of its output.
         """
         found = []
-        for rank, process in enumerate(self.processes):
-            try:
-                code: int | str = process.wait(max(0.1, self.deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self.end()
-                code = f"no answer within {LIMIT_SECONDS} s"
+        codes = [process.poll() for process in self.processes]
+        self.end()
+        for rank, code in enumerate(codes):
             file = self.folder / f"rank{rank}.json"
-            if code != 0 or not file.exists():
-                self.end()
-                shown = (self.folder / f"output{rank}.txt").read_text(encoding="utf-8", errors="replace")
-                raise RuntimeError(f"rank {rank} in {self.folder.name} ended with {code}:\n{shown[-6000:]}")
-            found.append(json.loads(file.read_text(encoding="utf-8")))
+            output = (self.folder / f"output{rank}.txt").read_text(encoding="utf-8", errors="replace")
+            ended = f"no end within {LIMIT_SECONDS} s" if code is None else f"ended with {code}"
+            if not file.exists():
+                raise RuntimeError(f"rank {rank} in {self.folder.name}: {ended}\n{output[-6000:]}")
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            if code != 0:
+                facts["cut_short"] = f"rank {rank} in {self.folder.name}: {ended}\n{output[-6000:]}"
+            found.append(facts)
         return found
 
-    def what_is_there(self) -> list[Any]:
-        """What each rank has written by now: the parts that it has ended; None for a rank that has ended none."""
-        files = [self.folder / f"rank{rank}.json" for rank in range(len(self.processes))]
-        return [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None for file in files]
+
+Key = tuple[str, str]
+"""What a group is for, and its place: ("reference", "apart")."""
+
+
+@dataclass
+class Wave:
+    """Groups that work in the same stretch of time.
+
+    Attributes:
+        at_a_time: how many of them; the others wait for one to end.
+        work: for each group, its environment, its place and its parts, in the order in which they begin.
+    """
+
+    at_a_time: int
+    work: dict[Key, tuple[str, str, list[str]]]
+
+
+class Schedule:
+    """Lets groups of workers do their work, wave after wave.
+
+    Not all at once: processes that share a card take turns on it, and a collective ends only when both cards happen
+    to be at the same process. With six processes on each card, the ranks of one group had not ended after 420 s.
+
+    Args:
+        folder: an empty folder; each group gets one below it.
+        waves: each begins when the one before has ended.
+    """
+
+    def __init__(self, folder: Path, waves: list[Wave]):
+        self.folder = folder
+        self.groups: dict[Key, Future[Group]] = {key: Future() for wave in waves for key in wave.work}
+        self._started: list[Group] = []
+        self._is_over = False
+        self._thread = threading.Thread(target=self._go, args=(waves,))
+        self._thread.start()
+
+    def end(self) -> None:
+        """Start no more, and kill what runs."""
+        self._is_over = True
+        for group in self._started:
+            group.end()
+        self._thread.join()
+
+    def _go(self, waves: list[Wave]) -> None:
+        for wave in waves:
+            with ThreadPoolExecutor(wave.at_a_time) as pool:
+                for key, work in wave.work.items():
+                    pool.submit(self._perform, key, *work)
+
+    def _perform(self, key: Key, environment: str, place: str, parts: list[str]) -> None:
+        if self._is_over:
+            self.groups[key].cancel()
+            return
+        try:
+            group = start(environment, place, parts, self.folder / "-".join(key))
+        except BaseException as error:
+            self.groups[key].set_exception(error)
+            return
+        self._started.append(group)
+        group.wait()
+        group.end()
+        self.groups[key].set_result(group)
 
 
 def start(environment: str, place: str, parts: list[str], folder: Path) -> Group:

@@ -36,15 +36,15 @@ def main() -> None:
     target.mkdir(parents=True, exist_ok=True)
     ranks = {
         (environment, place): ranks_of(facts / f"{environment}-{place}.json")
-        for environment in ("reference", "installed")
+        for environment in ("reference", "installed", "talk")
         for place in (*PLACES, "shards")
     }
     made = {
         "equal": of_every_rank(ranks, "reference", "equal"),
         "equal-to-the-installed": of_every_rank(ranks, "installed", "newest"),
         "unchanged": unchanged(ranks),
-        "communication-together": communication(ranks["reference", "together"], ("transformers", "minitrainer")),
-        "communication-apart": communication(ranks["reference", "apart"], ("transformers",)),
+        "communication-together": communication(ranks["talk", "together"], ("transformers", "minitrainer")),
+        "communication-apart": communication(ranks["talk", "apart"], ("transformers",)),
         "shards": shards(ranks),
         "command-line": command_lines(facts / "command-line.json"),
         "trace-cost": trace_cost(facts),
@@ -73,7 +73,7 @@ def ranks_of(file: Path) -> list[dict[str, Any]]:
 
 
 def surroundings_of(found: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in found["surroundings"].items() if not key.startswith("seconds of ")}
+    return {key: value for key, value in found["surroundings"].items() if not key.startswith(("seconds of ", "part "))}
 
 
 def of_every_rank(ranks: dict[tuple[str, str], list[dict[str, Any]]], environment: str, part: str) -> dict[str, Any]:
@@ -81,11 +81,12 @@ def of_every_rank(ranks: dict[tuple[str, str], list[dict[str, Any]]], environmen
     made: dict[str, Any] = {}
     for place in PLACES:
         for rank, found in enumerate(ranks[environment, place]):
+            if part not in found:
+                print(f"{environment}, {place}, rank {rank}: no answer to {part!r}")
+                continue
             made["surroundings"] = surroundings_of(found)
-            if rank == 0:
-                made[place] = found.get(part)
-            elif found.get(part) != made[place]:
-                made[f"{place}, rank {rank}"] = found.get(part)
+            if found[part] != made.setdefault(place, found[part]):
+                made[f"{place}, rank {rank}"] = found[part]
     return made
 
 
@@ -97,7 +98,10 @@ def unchanged(ranks: dict[tuple[str, str], list[dict[str, Any]]]) -> dict[str, A
             for name, answer in found[0]["unchanged"].items()
         }
         for (environment, place), found in ranks.items()
-        if place in PLACES and found and "error" not in found[0].get("unchanged", {"error": ""})
+        if place in PLACES
+        and found
+        and environment != "talk"
+        and "error" not in found[0].get("unchanged", {"error": ""})
     }
 
 
@@ -117,7 +121,8 @@ def shards(ranks: dict[tuple[str, str], list[dict[str, Any]]]) -> dict[str, Any]
     """FSDP as rank 0 saw it, and whether every rank's resumed shards are those of the unbroken run."""
     made: dict[str, Any] = {}
     for environment in ("reference", "installed"):
-        found = [each["shards"]["libraries"] for each in ranks[environment, "shards"] if "libraries" in each["shards"]]
+        all_ranks = ranks[environment, "shards"]
+        found = [each["shards"]["libraries"] for each in all_ranks if "libraries" in each.get("shards", {})]
         for library in found[0] if found else ():
             answer: dict[str, Any] = {"error": found[0][library]["error"]}
             for name in ("unbroken", "resumed"):

@@ -2,7 +2,7 @@
 
     pytest -m gpu           or, with the speed measurements: make gpu
 
-All work runs in a few groups of worker processes that start together (see places.py); the tests read what they found.
+All work runs in groups of worker processes, some at a time (see places.py); the tests read what they found.
 MINITRAINER_GPU_FACTS names a folder in which the facts and the recorded traces are kept.
 """
 
@@ -21,32 +21,29 @@ from typing import Any
 import pytest
 
 from .equal import CASES, CHANGED_TOGETHER, NOT_TOGETHER, PLAIN
-from .facts import Facts, part, reader
-from .places import PRETENDED_CARDS, ROOT, Group, cards, places, start
+from .facts import Facts, part
+from .places import PRETENDED_CARDS, ROOT, Schedule, Wave, cards, places
 from .unchanged import VARIANTS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Group]]:
-    """Start every group at once: together they take little longer than the longest of them."""
-    folder = tmp_path_factory.mktemp("gpu")
-    started = {}
-    for place in places():
-        # the profiler comes last: a process that it has once watched runs slower
-        reference = ["equal", "unchanged", "records", "talk"]
-        started["reference", place] = start("reference", place, reference, folder / f"reference-{place}")
-        started["installed", place] = start("installed", place, ["newest", "unchanged"], folder / f"installed-{place}")
-    yield started
-    for group in started.values():
-        group.end()
-
-
-@pytest.fixture(scope="module")
-def facts(groups: dict[tuple[str, str], Group]) -> Facts:
-    """Gives the facts of one group, rank by rank."""
-    return reader(groups)
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
+    """Start the work; gives the facts of one group, rank by rank."""
+    parts = {"reference": ["equal", "unchanged", "records"], "installed": ["newest", "unchanged"]}
+    first = ("apart", "together", "one")  # the longest
+    together = {
+        (environment, place): (environment, place, parts[environment])
+        for environment in parts
+        for place in first
+        if place in places()
+    }
+    # The profiler has processes of its own, since one that it has once watched runs slower, and the cards to itself.
+    alone = {("talk", place): ("reference", place, ["talk"]) for place in first[:2] if place in places()}
+    schedule = Schedule(tmp_path_factory.mktemp("gpu"), [Wave(3, together), Wave(1, alone)])
+    yield Facts(schedule)
+    schedule.end()
 
 
 # -- equal -----------------------------------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def between(phase: dict[str, Any]) -> dict[str, int]:
 @pytest.mark.parametrize("library", ["transformers", "minitrainer"])
 def test_the_mean_of_the_losses_of_several_cards_is_taken_on_the_first(facts: Facts, library: str) -> None:
     """DataParallel's cards talk in forward and in backward; `loss.mean()` between the two makes none of them talk."""
-    (found,) = facts("reference", "together")
+    (found,) = facts("talk", "together")
     phases = talk_of(found, library)
     run = part(found, "talk")["run"]
     micro_batches = run["steps"] * run["micro_batches_per_step"]
@@ -149,7 +146,7 @@ def test_the_mean_of_the_losses_of_several_cards_is_taken_on_the_first(facts: Fa
 @pytest.mark.parametrize("library", ["transformers", "minitrainer"])
 def test_ddp_sums_gradients_once_a_step_and_losses_once_a_log(facts: Facts, library: str) -> None:
     """All-reduces come in the last micro-batch of a group only, and carry each gradient once."""
-    for found in facts("reference", "apart"):
+    for found in facts("talk", "apart"):
         phases = talk_of(found, library)
         run, answer = part(found, "talk")["run"], part(found, "talk")[library]
         for number in range(1, run["steps"] * run["micro_batches_per_step"] + 1):
@@ -189,7 +186,7 @@ def elements_of(calls: dict[str, int]) -> int:
 @pytest.mark.parametrize("library", ["transformers", "minitrainer"])
 def test_a_trace_adds_no_communication(facts: Facts, place: str, library: str) -> None:
     """With and without a trace the same collectives and copies between cards happen in the same phases."""
-    for found in facts("reference", place):
+    for found in facts("talk", place):
         without, within = talk_of(found, library), talk_of(found, f"{library}, traced")
         counted = 0
         for phase in [*without, *(each for each in within if each not in without)]:
@@ -205,10 +202,10 @@ def test_a_trace_adds_no_communication(facts: Facts, place: str, library: str) -
 
 
 @pytest.mark.parametrize("place", places())
-def test_the_two_traces_are_one_and_every_loss_follows(facts: Facts, groups: Any, place: str) -> None:
+def test_the_two_traces_are_one_and_every_loss_follows(facts: Facts, place: str) -> None:
     """Ours and the real Trainer leave the same portable trace, and its losses are derived again over all ranks."""
     found = facts("reference", place)
-    folder = groups["reference", place].folder / "traces"
+    folder = facts.folder("reference", place) / "traces"
     for rank, each in enumerate(found):
         assert part(each, "records")["transformers"]["steps"] > 2
         sides = [(folder / name / f"rank{rank}.jsonl").read_bytes() for name in ("transformers", "minitrainer")]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from .facts import Facts, part, reader
-from .places import PRETENDED_CARDS, cards, start
+from .facts import Facts, part
+from .places import PRETENDED_CARDS, Schedule, Wave, cards
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -15,12 +15,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
     """Both environments at once; gives the facts of one, rank by rank."""
-    folder = tmp_path_factory.mktemp("shards")
     names = ("installed", "reference")
-    groups = {(name, "shards"): start(name, "apart", ["shards"], folder / f"{name}-shards") for name in names}
-    yield reader(groups)
-    for group in groups.values():
-        group.end()
+    work = {(name, "shards"): (name, "apart", ["shards"]) for name in names}
+    schedule = Schedule(tmp_path_factory.mktemp("shards"), [Wave(len(work), work)])
+    yield Facts(schedule)
+    schedule.end()
 
 
 @pytest.mark.skipif(cards() < 2 or bool(PRETENDED_CARDS), reason="takes two cards")

@@ -8,6 +8,7 @@ A part that fails leaves its stack as a fact, and the next one runs: a test then
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import json
 import logging
@@ -28,6 +29,9 @@ from tests.parity import run as parity_run
 from tests.parity.ranks import Meeting
 
 from . import equal, records, shards, talk, unchanged
+from .places import LIMIT_SECONDS
+
+BEGAN = time.perf_counter()
 
 
 class Here:
@@ -53,6 +57,7 @@ class Here:
     def fresh_folder(self) -> Path:
         """A folder that no run has touched, one name on all ranks."""
         self._runs += 1
+        print(f"run {self._runs} at {time.perf_counter() - BEGAN:.1f} s", file=sys.stderr, flush=True)
         made = self.folder / f"run{self._runs}"
         made.mkdir(parents=True, exist_ok=True)
         return made
@@ -108,11 +113,16 @@ PARTS: dict[str, Callable[[Here], Any]] = {
 
 def main(folder: Path, parts: list[str]) -> None:
     """Run the parts and write their facts."""
+    # where a rank stands that the time limit is about to end, its output says
+    faulthandler.dump_traceback_later(max(1, LIMIT_SECONDS - 10 - (time.perf_counter() - BEGAN)))
     here = Here(folder)
     parity_run.TIME_LIMIT_SECONDS = 180
     facts: dict[str, Any] = {"surroundings": surroundings(here)}
+    facts["surroundings"]["seconds of starting"] = round(time.perf_counter() - BEGAN, 1)
     for part in parts:
         began = time.perf_counter()
+        facts["surroundings"]["part that runs"] = part
+        write(folder / f"rank{here.rank}.json", facts)
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
@@ -126,6 +136,7 @@ def main(folder: Path, parts: list[str]) -> None:
         facts["surroundings"][f"seconds of {part}"] = round(time.perf_counter() - began, 1)
         print(f"{part}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
         write(folder / f"rank{here.rank}.json", facts)
+    del facts["surroundings"]["part that runs"]
     write(folder / f"rank{here.rank}.json", facts)
     if any("error" in facts.get(part, {}) for part in parts):
         os._exit(0)  # the facts are written; a rank that waits for this one must not hold it
