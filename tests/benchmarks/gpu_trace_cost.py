@@ -1,15 +1,16 @@
 """What a trace adds to a training step on a card, and how surely that is known.
 
-    python -m tests.benchmarks.gpu_trace_cost                        BERT-base, bf16 and fp32, each on a card of its own
+    python -m tests.benchmarks.gpu_trace_cost                        BERT-base, bf16 and then fp32, on all cards
     python -m tests.benchmarks.gpu_trace_cost --json cost.json       and as facts
 
-One training run; within it the trace goes off, on, on, off, block by block, some hundred times. A block is one step to
-settle, which is left out, and then ten that are timed; the last of them holds a log. Attaching, detaching and the wait
-for the card lie between two blocks. What is compared are neighbours, half a second apart, so the machine's slow changes
-of pace cancel; and neighbours that do not differ at all are compared in the same way: that is what the clock can tell.
+One training run a card; within it the trace goes off, on, on, off, block by block, some hundred times. A block is one
+step to settle, which is left out, and then five that are timed; the last of them holds a log. Attaching, detaching and
+the wait for the card lie between two blocks. What is compared are neighbours, a quarter of a second apart, so the
+machine's slow changes of pace cancel; and neighbours that do not differ at all are compared in the same way: that is
+what the clock can tell. The comparisons of all cards are put together.
 
-Three readings of a block: its seconds; its median step, which knows neither the log nor a rare hiccup; and what the
-thread that trains used of its processor (a step of this size is bound by the host). The process stays on one core.
+Three readings of a block: the time of a step, as if every tenth had a log; of a step without one; and what the thread
+that trains used of its processor (a step of this size is bound by the host). Each process stays on one core.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ import numpy as np
 
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 
-SETTLING_STEPS, TIMED_STEPS = 1, 10
+SETTLING_STEPS, TIMED_STEPS = 1, 5
 STEPS = SETTLING_STEPS + TIMED_STEPS  # of a block; the Trainer logs as often
+STEPS_A_LOG = 10  # of the runs that the goal is about
 PATTERN = (False, True, True, False)  # whether the trace is on, block by block
-WARM_UP_BLOCKS = 6
+WARM_UP_BLOCKS = 12
 GOAL = 0.005  # of a step
+TRIMMED = 0.1  # of the comparisons on either side: a hiccup of the machine is no cost of a trace
 RESAMPLES = 4000
 SEED = 20230718
 
@@ -48,19 +51,25 @@ class Block(NamedTuple):
     thread: list[float]  # the training thread's processor time in each
 
 
+def with_its_share_of_a_log(steps: list[float]) -> float:
+    """The mean of steps of which one in STEPS_A_LOG holds a log, from a block whose last one does."""
+    *without, last = steps
+    return ((STEPS_A_LOG - 1) * sum(without) / len(without) + last) / STEPS_A_LOG
+
+
 READINGS = {
-    "a step, every tenth with a log": lambda block: sum(block.wall) / len(block.wall),
-    "a step without a log": lambda block: float(np.median(block.wall[:-1])),
-    "the thread's own time in a step": lambda block: sum(block.thread) / len(block.thread),
+    "a step, every tenth with a log": lambda block: with_its_share_of_a_log(block.wall),
+    "a step without a log": lambda block: sum(block.wall[:-1]) / len(block.wall[:-1]),
+    "the thread's own time in a step": lambda block: with_its_share_of_a_log(block.thread),
 }
 
 # -- parent ----------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Measure each precision, at once where there is a card for each, and say what was found."""
+    """Measure one precision after the other, on all cards at once, and say what was found."""
     parser = argparse.ArgumentParser(description="what a trace adds to a training step on a card")
-    parser.add_argument("--seconds", type=float, default=300, help="of training, for each precision")
+    parser.add_argument("--seconds", type=float, default=150, help="of training, for each precision")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
     parser.add_argument("--way", default="minitrainer", choices=["minitrainer", "transformers"])
     parser.add_argument("--environment", default="installed", choices=["installed", "reference"])
@@ -77,36 +86,57 @@ def main() -> None:
         raise SystemExit("gpu_trace_cost needs a CUDA device, and torch finds none here")
     facts: dict[str, Any] = {
         name: vars(asked)[name] for name in ("way", "environment", "samples", "tokens", "layers", "hidden", "seconds")
-    } | {"timed_steps_of_a_block": TIMED_STEPS, "precisions": {}}
-    at_once = max(1, min(cards(), len(asked.precisions)))
-    for first in range(0, len(asked.precisions), at_once):
-        started = [
-            (precision, start(precision, card)) for card, precision in enumerate(asked.precisions[first:][:at_once])
-        ]
-        for precision, process in started:
-            answer = process.communicate()[0]
-            if process.returncode != 0:
-                print(f"{precision}: ended with {process.returncode}")
-                continue
-            facts["precisions"][precision] = found = json.loads(answer.splitlines()[-1])
-            show(precision, found)
-            if asked.json is not None:
-                asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    } | {"cards": cards(), "timed_steps_of_a_block": TIMED_STEPS, "precisions": {}}
+    for precision in asked.precisions:
+        processes = [start(asked, precision, card) for card in range(cards())]
+        answers = [process.communicate()[0] for process in processes]
+        if codes := [process.returncode for process in processes if process.returncode != 0]:
+            print(f"{precision}: ended with {codes}")
+            continue
+        facts["precisions"][precision] = found = put_together([json.loads(each) for each in answers])
+        show(precision, found)
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if len(facts["precisions"]) < len(asked.precisions):
         raise SystemExit(1)
 
 
-def start(precision: str, card: int) -> subprocess.Popen[str]:
+def start(asked: argparse.Namespace, precision: str, card: int) -> subprocess.Popen[str]:
     """Start the run of one precision on a card and a core of its own."""
-    words = sys.argv[1:]
-    environment = words[words.index("--environment") + 1] if "--environment" in words else "installed"
-    variables = environment_of(environment)
+    variables = environment_of(asked.environment)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards())))
     variables["CUDA_VISIBLE_DEVICES"] = "" if PRETENDED_CARDS else visible.split(",")[card]
     cores = sorted(os.sched_getaffinity(0))
     core = cores[(2 + 8 * card) % len(cores)]  # apart, and not the first, which answers interrupts
-    command = [sys.executable, "-m", "tests.benchmarks.gpu_trace_cost", *words, "--worker", precision, str(core)]
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_trace_cost", *sys.argv[1:]]
+    command += ["--worker", precision, str(core)]
     return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
+
+
+def put_together(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the processes of one precision have found, each on its card."""
+    runs = [[Block(*block) for block in answer["blocks"]] for answer in answers]
+    off = [step for blocks in runs for block in blocks if not block.on for step in block.wall]
+    steps = sum(answer["steps_with_a_trace"] for answer in answers)
+    own = sum(answer["own_seconds"] for answer in answers) / steps
+    return {
+        "surroundings": answers[0]["surroundings"],
+        "blocks": sum(map(len, runs)),
+        "readings": figures(runs),
+        "by_its_own_count": {
+            "microseconds_a_step": 1e6 * own,
+            "share": own / float(np.median(off)),
+            "rows_a_step": sum(answer["rows"] for answer in answers) / steps,
+        },
+        "seconds_of_each_block": [
+            {
+                "on": [int(block.on) for block in blocks],
+                "wall": [[round(step, 6) for step in block.wall] for block in blocks],
+                "thread": [[round(step, 6) for step in block.thread] for block in blocks],
+            }
+            for blocks in runs
+        ],
+    }
 
 
 def show(precision: str, found: dict[str, Any]) -> None:
@@ -117,11 +147,11 @@ def show(precision: str, found: dict[str, Any]) -> None:
         print(
             f"  {name:<34}{1e3 * reading['seconds_off']:>9.3f} ms without a trace;  with one "
             f"{1e6 * added['seconds']:+8.1f} µs = {percent(added['share'])} "
-            f"(95 %: {percent(added['interval'][0])} to {percent(added['interval'][1])}; {added['pairs']} pairs)"
+            f"(95 %: {percent(added['interval'][0])} to {percent(added['interval'][1])}; {added['groups']} groups)"
         )
         print(
             f"  {'':<34}neighbours that do not differ: {percent(null['share'])} "
-            f"(95 %: {percent(null['interval'][0])} to {percent(null['interval'][1])}; {null['pairs']} pairs)"
+            f"(95 %: {percent(null['interval'][0])} to {percent(null['interval'][1])}; {null['groups']} groups)"
         )
         print(f"  {'':<34}{verdict(reading)}")
     own = found["by_its_own_count"]
@@ -149,48 +179,51 @@ def verdict(reading: dict[str, Any]) -> str:
 # -- from blocks to figures ------------------------------------------------------------------------------------------
 
 
-def figures(blocks: list[Block], resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Compare neighbours, with intervals by resampling groups of four blocks, whose pairs are not independent."""
+def figures(runs: list[list[Block]], resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Compare neighbours within each run, with intervals by resampling groups of four blocks.
+
+    A group, off on on off, gives one comparison: the mean of its two steps from off to on and back. Its middle, and
+    the way from it to the next group, are steps between two blocks that do not differ: the mean of these two is the
+    null.
+    """
     found = {}
     for name, reading in READINGS.items():
-        values = np.array([reading(block) for block in blocks])
-        ons = np.array([block.on for block in blocks])
-        typical = float(np.median(values[~ons]))
-        added: list[list[float]] = []
-        alike: list[list[float]] = []
-        for first in range(0, len(blocks), len(PATTERN)):
-            added.append([])
-            alike.append([])
-            for left in range(first, min(first + len(PATTERN), len(blocks) - 1)):
-                difference = values[left + 1] - values[left]
-                if ons[left] == ons[left + 1]:
-                    alike[-1].append(difference)
-                else:
-                    added[-1].append(difference if ons[left + 1] else -difference)
+        added: list[float] = []
+        alike: list[float] = []
+        off: list[float] = []
+        for blocks in runs:
+            values = [reading(block) for block in blocks]
+            off += [value for value, block in zip(values, blocks, strict=True) if not block.on]
+            for first in range(0, len(blocks) - len(PATTERN) + 1, len(PATTERN)):
+                here = values[first : first + len(PATTERN) + 1]
+                assert tuple(block.on for block in blocks[first : first + len(PATTERN)]) == PATTERN
+                added.append(((here[1] - here[0]) + (here[2] - here[3])) / 2)
+                if len(here) > len(PATTERN):
+                    alike.append(((here[2] - here[1]) + (here[4] - here[3])) / 2)
+        typical = float(np.median(off))
         found[name] = {
             "seconds_off": typical,
-            "added": median_and_interval(added, typical, resamples),
-            "null": median_and_interval(alike, typical, resamples),
+            "added": mean_and_interval(added, typical, resamples),
+            "null": mean_and_interval(alike, typical, resamples),
         }
     return found
 
 
-def median_and_interval(groups: list[list[float]], typical: float, resamples: int) -> dict[str, Any]:
-    """Median of all differences, as seconds and as share of a step; a bootstrap interval over the groups."""
-    groups = [group for group in groups if group]
-    random = np.random.default_rng(SEED)
-    together = np.concatenate(groups)
-    medians = [
-        np.median(np.concatenate([groups[index] for index in random.integers(0, len(groups), len(groups))]))
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(medians, [0.025, 0.975])
+def mean_and_interval(differences: list[float], typical: float, resamples: int) -> dict[str, Any]:
+    """The trimmed mean of all differences, as seconds and as share of a step, with a bootstrap interval of 95 %."""
+    values = np.sort(np.array(differences))
+    count = len(values)
+    trimmed = slice(int(TRIMMED * count), count - int(TRIMMED * count))
+    drawn = np.random.default_rng(SEED).integers(0, count, (resamples, count))
+    # of sorted values, the sorted numbers draw a sorted sample
+    low, high = np.quantile(values[np.sort(drawn, axis=1)][:, trimmed].mean(axis=1), [0.025, 0.975])
+    mean = float(values[trimmed].mean())
     return {
-        "seconds": float(np.median(together)),
-        "share": float(np.median(together) / typical),
+        "seconds": mean,
+        "share": mean / typical,
         "interval": [float(low / typical), float(high / typical)],
-        "middle_half": [float(value / typical) for value in np.quantile(together, [0.25, 0.75])],
-        "pairs": len(together),
+        "middle_half": [float(value / typical) for value in np.quantile(values, [0.25, 0.75])],
+        "groups": count,
     }
 
 
@@ -198,7 +231,7 @@ def median_and_interval(groups: list[list[float]], typical: float, resamples: in
 
 
 def work(asked: argparse.Namespace) -> None:
-    """Train in one process and print the facts as the last line."""
+    """Train in one process and print what was found."""
     precision, core = asked.worker
     os.sched_setaffinity(0, {int(core)})
     answers = os.fdopen(os.dup(1), "w")
@@ -236,26 +269,15 @@ def work(asked: argparse.Namespace) -> None:
         blocks = switching.trained()
     if len(blocks) < 2 * len(PATTERN):
         raise SystemExit(f"only {len(blocks)} blocks in {asked.seconds:g} s: too few to compare")
-    off = [step for block in blocks if not block.on for step in block.wall]
-    own = 1e6 * switching.own_seconds / max(1, switching.steps_with_a_trace)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "a processor"
     facts = {
         "surroundings": f"{device}, torch {torch.__version__}, transformers {transformers.__version__}",
-        "blocks": len(blocks),
-        "readings": figures(blocks),
-        "by_its_own_count": {
-            "microseconds_a_step": own,
-            "share": own / 1e6 / float(np.median(off)),
-            "rows_a_step": switching.rows / max(1, switching.steps_with_a_trace),
-        },
-        "seconds_of_each_block": {
-            "on": [int(block.on) for block in blocks],
-            "wall": [round(sum(block.wall), 6) for block in blocks],
-            "median_step": [round(float(np.median(block.wall[:-1])), 7) for block in blocks],
-            "thread": [round(sum(block.thread), 6) for block in blocks],
-        },
+        "blocks": blocks,
+        "own_seconds": switching.own_seconds,
+        "rows": switching.rows,
+        "steps_with_a_trace": switching.steps_with_a_trace,
     }
-    answers.write(json.dumps(facts) + "\n")
+    answers.write(json.dumps(facts))
     answers.flush()
 
 
@@ -317,6 +339,7 @@ class Switching:
             if number == WARM_UP_BLOCKS:
                 gc.collect()
                 gc.freeze()  # what is there by now stays: no later collection walks over it
+            gc.collect()  # what the last block left is not for the next one to clear away
             if PATTERN[number % len(PATTERN)]:
                 self._attach(number)
             self._moments = []
