@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -49,6 +50,13 @@ class Facts:
             keep(f"{what}-{place}", found[0] if len(found) == 1 else found)
             keep_traces(f"{what}-{place}", group.folder / "traces")
         return self._read[what, place]
+
+    def keep_what_is_done(self) -> None:
+        """Keep also what no test came to ask for, because the tests were interrupted."""
+        for key, group in self.schedule.groups.items():
+            if group.done() and not group.cancelled():
+                with contextlib.suppress(RuntimeError):  # no rank came far enough to leave a fact
+                    self(*key)
 
     def folder(self, what: str, place: str) -> Path:
         """The folder of one group."""

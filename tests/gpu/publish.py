@@ -46,7 +46,7 @@ def main() -> None:
         "communication-together": communication(ranks["talk", "together"], ("transformers", "minitrainer")),
         "communication-apart": communication(ranks["talk", "apart"], ("transformers",)),
         "shards": shards(ranks),
-        "command-line": command_lines(facts / "command-line.json"),
+        "command-line": command_lines(facts / "command-line.json", target / "command-line.json"),
         "trace-cost": trace_cost(facts),
     } | {file.stem: read(file) for file in sorted(facts.glob("speed*.json"))}
     for name, found in made.items():
@@ -137,10 +137,15 @@ def shards(ranks: dict[tuple[str, str], list[dict[str, Any]]]) -> dict[str, Any]
     return made
 
 
-def command_lines(file: Path) -> dict[str, Any]:
-    """Each command, how it ended, what `verify` said, and what its ranks said to each other."""
-    made = {}
-    for name, run in (read(file) or {}).items():
+def command_lines(file: Path, earlier: Path) -> dict[str, Any]:
+    """Each command, how it ended, what `verify` said, and what its ranks said to each other.
+
+    Runs that were not made this time stay as they are in the earlier file.
+    """
+    runs = read(file) or {}
+    made = (read(earlier) or {}) if runs else {}
+    print(f"command lines: {len(runs)} new, {len(made.keys() - runs.keys())} as before")
+    for name, run in runs.items():
         first = run["ranks"][0] if run["ranks"] else {}
         made[name] = {key: run[key] for key in ("command", "environment", "status", "verify")}
         if run["status"] != 0:

@@ -35,6 +35,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 LIMIT_SECONDS = int(os.environ.get("MINITRAINER_GPU_RUN_LIMIT", "150"))
 """For one run."""
 
+ONLY = os.environ.get("MINITRAINER_GPU_RUNS", "")
+"""Leaves out the runs whose name does not contain it; choose tests that need no others."""
+
 TRACE = ("-m", "minitrainer.trace")
 TRAIN_SAMPLES, PER_DEVICE_BATCH, GROUP, LOGGING_STEPS = 256, 16, 2, 2
 RUN_GLUE = (
@@ -112,7 +115,7 @@ def all_runs() -> dict[str, Run]:
         found = {name: run for name, run in found.items() if run.place == "one"}
     if PRETENDED_CARDS:  # DataParallel takes cards; so does fp16
         found = {name: run for name, run in found.items() if run.place != "together" and "fp16" not in name}
-    return found
+    return {name: run for name, run in found.items() if ONLY in name}
 
 
 RUNS = all_runs()

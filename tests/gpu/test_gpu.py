@@ -42,8 +42,10 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
     # The profiler has processes of its own, since one that it has once watched runs slower, and the cards to itself.
     alone = {("talk", place): ("reference", place, ["talk"]) for place in first[:2] if place in places()}
     schedule = Schedule(tmp_path_factory.mktemp("gpu"), [Wave(3, together), Wave(1, alone)])
-    yield Facts(schedule)
+    found = Facts(schedule)
+    yield found
     schedule.end()
+    found.keep_what_is_done()
 
 
 # -- equal -----------------------------------------------------------------------------------------------------------

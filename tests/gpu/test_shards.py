@@ -18,8 +18,10 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
     names = ("installed", "reference")
     work = {(name, "shards"): (name, "apart", ["shards"]) for name in names}
     schedule = Schedule(tmp_path_factory.mktemp("shards"), [Wave(len(work), work)])
-    yield Facts(schedule)
+    found = Facts(schedule)
+    yield found
     schedule.end()
+    found.keep_what_is_done()
 
 
 @pytest.mark.skipif(cards() < 2 or bool(PRETENDED_CARDS), reason="takes two cards")
