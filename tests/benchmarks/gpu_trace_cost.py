@@ -38,6 +38,7 @@ STEPS_A_LOG = 10  # of the runs that the goal is about
 PATTERN = (False, True, True, False)  # whether the trace is on, block by block
 WARM_UP_BLOCKS = 12
 GOAL = 0.005  # of a step
+FEWEST_GROUPS = 20  # of fewer, the resampled means scatter less than the mean does
 TRIMMED = 0.1  # of the comparisons on either side: a hiccup of the machine is no cost of a trace
 RESAMPLES = 4000
 SEED = 20230718
@@ -169,6 +170,8 @@ def verdict(reading: dict[str, Any]) -> str:
     """The goal, kept, missed or not decided, and what size of effect would have been seen."""
     low, high = reading["added"]["interval"]
     seen = f"known to ±{50 * (high - low):.3f} % of a step"
+    if reading["added"]["groups"] < FEWEST_GROUPS:
+        return f"only {reading['added']['groups']} groups: too few to say how surely"
     if high <= GOAL:
         return f"{seen}: at most {100 * GOAL} %, as aimed at"
     if low > GOAL:

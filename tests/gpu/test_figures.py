@@ -51,7 +51,8 @@ def test_the_verdict_says_when_it_cannot_tell() -> None:
     name = "a step, every tenth with a log"
     assert "as aimed at" in verdict(figures([made(0.001, noise=0.005, drift=0.0)])[name])
     assert "more than" in verdict(figures([made(0.02, noise=0.005, drift=0.0)])[name])
-    assert "too coarse" in verdict(figures([made(0.005, noise=0.05, drift=0.0, count=40)])[name])
+    assert "too coarse" in verdict(figures([made(0.005, noise=0.05, drift=0.0, count=80)])[name])
+    assert "too few" in verdict(figures([made(0.0, noise=0.001, drift=0.0, count=76)])[name])
 
 
 # -- speeds ----------------------------------------------------------------------------------------------------------
