@@ -81,7 +81,7 @@ def of_every_rank(ranks: dict[tuple[str, str], list[dict[str, Any]]], environmen
     made: dict[str, Any] = {}
     for place in PLACES:
         for rank, found in enumerate(ranks[environment, place]):
-            if part not in found:
+            if "error" in found.get(part, {"error": ""}):
                 print(f"{environment}, {place}, rank {rank}: no answer to {part!r}")
                 continue
             made["surroundings"] = surroundings_of(found)
