@@ -4,8 +4,8 @@
     python -m tests.benchmarks.gpu_speed --json speed.json        and as facts
 
 BERT-base with random weights, fp32 and bf16, on one card and (DDP over NCCL) on all, with batches of two shapes a
-precision: 32 samples of 128 tokens, where a fast card waits for the host, and BERT's full length of 512 tokens, in
-batches for which the host waits.
+precision: 32 samples of 128 tokens, where in bf16 a fast card waits for the host, and BERT's full length of 512
+tokens, in batches meant to be large enough for the host to wait.
 
 Each way is a process of its own, one a card, and trains *one* run: nothing is built or warmed up anew in between. It
 pauses where a step begins until the parent asks for a block: two steps to settle, then ten that are timed, the last of
