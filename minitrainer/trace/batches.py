@@ -18,9 +18,6 @@ from zlib import crc32
 
 from xxhash import xxh3_64_intdigest
 
-MOST_INDICES = 4096
-"""More positions than this in one micro-batch are not recorded."""
-
 IGNORED_LABEL = -100
 """Labels with this value do not count towards a loss."""
 
@@ -39,6 +36,10 @@ class Batches:
 
     Args:
         torch: the torch module that is in use (this file must be importable without it).
+
+    Attributes:
+        drawer: the iterator that has drawn positions and not fetched their batch; drawn: these positions.
+        in_line: what other iterators have drawn, or this one beyond that.
     """
 
     def __init__(self, torch: Any):
@@ -54,47 +55,40 @@ class Batches:
         # elements
         self._starts: dict[Any, tuple[Any, Any, int, int, Any, bool, bytes, int]] = {}
         self._views: dict[tuple[int, int], Any] = {}  # address and size -> the bytes that lie there now
-        # the iterator that has drawn positions and not fetched their batch, with them; what others have drawn, or it
-        # itself beyond that, stands in line
-        self._drawer: Any = None
-        self._drawn: Any = None
-        self._in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
+        self.drawer: Any = None
+        self.drawn: Any = None
+        self.in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
         # id of a batch's first tensor -> (reference to it, positions, identity where it was taken on the host)
-        self._known: dict[int, tuple[weakref.ref[Any], list[int] | None, Identity | None]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], list[Any] | None, Identity | None]] = {}
 
     # -- where the loader hands out ------------------------------------------------
 
-    def index_was_drawn(self, iterator: Any, index: Any) -> None:
-        """Remember the positions of a batch that this loader is going to fetch."""
-        if self._drawer is None and not self._in_line:
-            self._drawer, self._drawn = iterator, index
-        else:  # workers that fetch ahead, or a data set that has a loader of its own
-            self._in_line.setdefault(iterator, deque()).append(index)
+    def put_in_line(self, iterator: Any, index: Any) -> None:
+        """Remember the positions of a batch that a loader is going to fetch, where `drawn` is not enough for it."""
+        self.in_line.setdefault(iterator, deque()).append(index)
 
     def batch_was_fetched(self, iterator: Any, batch: Any) -> None:
         """Tie a fetched batch to the positions that were drawn for it (loaders keep the order)."""
-        if self._drawer is iterator:
-            index, self._drawer, self._drawn = self._drawn, None, None
+        if self.drawer is iterator:
+            index, self.drawer, self.drawn = self.drawn, None, None
         else:
-            line = self._in_line.get(iterator)
+            line = self.in_line.get(iterator)
             if not line:
                 return
             index = line.popleft()
             if not line:
-                del self._in_line[iterator]
+                del self.in_line[iterator]
         tensor = self._first_tensor(batch)
         if tensor is None:
             return
         if type(index) is not list:  # a batch of one without a batch sampler, or a sampler of the user's own
             index = [index] if type(index) is int else None
-        elif len(index) > MOST_INDICES or not _are_integers(index):
-            index = None
         self._remember(tensor, index, None)
 
     def batch_was_lost(self, iterator: Any) -> None:
         """Fetching failed: nothing is kept alive for it."""
-        if self._drawer is iterator:
-            self._drawer = self._drawn = None
+        if self.drawer is iterator:
+            self.drawer = self.drawn = None
 
     def batch_was_moved(self, before: Any, after: Any, label_name: str) -> None:
         """Follow a batch that was copied to a device; take its digest while it is still in the host's memory.
@@ -110,7 +104,7 @@ class Batches:
 
     # -- where the Trainer trains ------------------------------------------------------
 
-    def of(self, inputs: Any, label_name: str) -> tuple[int | None, int | None, str | None, list[int] | None]:
+    def of(self, inputs: Any, label_name: str) -> tuple[int | None, int | None, int | None, list[Any] | None]:
         """Rows, labels, digest and positions of a batch that the Trainer is about to use."""
         tensor = self._first_tensor(inputs)
         if tensor is None:
@@ -137,8 +131,9 @@ class Batches:
         rows = labels = None
         for name, value in inputs.items() if hasattr(inputs, "items") else enumerate(_flat(inputs)):
             content: Any = None
-            if name in starts and type(value) is tensor_class and value.is_cpu:
-                shape, kind, start, size, first, all_count, ignored, elements = starts[name]
+            known = starts.get(name)
+            if known is not None and type(value) is tensor_class and value.is_cpu:
+                shape, kind, start, size, first, all_count, ignored, elements = known
                 if size and value.dtype is kind and value.shape == shape and value.is_contiguous():
                     address = value.data_ptr()  # 0 for a storage that was given back
                     if address:
@@ -158,7 +153,7 @@ class Batches:
                     labels = elements
                 else:
                     labels = int((self._array(value) != IGNORED_LABEL).sum())
-        return rows, labels, f"{digest & 0xFFFFFFFF:08x}"
+        return rows, labels, digest & 0xFFFFFFFF
 
     def _view(self, address: int, size: int) -> Any:
         """The bytes that lie at an address, as they are whenever they are read."""
@@ -221,24 +216,16 @@ class Batches:
                 return tensor
         return None
 
-    def _remember(self, tensor: Any, indices: list[int] | None, identity: Identity | None) -> None:
+    def _remember(self, tensor: Any, indices: list[Any] | None, identity: Identity | None) -> None:
         if len(self._known) > 1024:  # batches that nobody trained on, such as those a resume skips
             self._known = {key: entry for key, entry in self._known.items() if entry[0]() is not None}
         self._known[id(tensor)] = weakref.ref(tensor), indices, identity
 
-    def _recall(self, tensor: Any) -> tuple[list[int] | None, Identity | None] | None:
+    def _recall(self, tensor: Any) -> tuple[list[Any] | None, Identity | None] | None:
         entry = self._known.get(id(tensor))
         if entry is None or entry[0]() is not tensor:
             return None
         return entry[1], entry[2]
-
-
-def _are_integers(index: list[Any]) -> bool:
-    """Whether a list holds only integers: their sum is one then, and hardly ever otherwise."""
-    try:
-        return type(index[0]) is int and type(sum(index)) is int
-    except (TypeError, IndexError):
-        return False
 
 
 def _flat(batch: Any) -> list[Any]:

@@ -2,8 +2,8 @@
 
 A trace has two forms with the same content:
 
-- the **recording**, one file a rank (`rank0.rows`): JSON arrays, one a line, with interned names and the time since
-  the row before. It is written while the Trainer runs, so it is as small and as cheap as it can be (`recorder.py`);
+- the **recording**, one file a rank (`rank0.rows`): words of eight bytes, with interned names and times. It is written
+  while the Trainer runs, so it is as small and as cheap as it can be (`recorder.py`);
 - the **canonical form** (`rank0.jsonl`): one JSON object a line, one for each record class below, with names written
   out, the nesting depth spelled, and nothing that differs between two equal runs (no clock, host, process id or
   absolute path). It is what is compared and shown.
@@ -66,7 +66,7 @@ class Head(Record, tag="head", kw_only=True):
 
     Attributes:
         schema: record layout, see `SCHEMA`.
-        form: "rows" (a recording), "canonical" (the full level) or "portable".
+        form: "recording", "canonical" (the full level) or "portable".
         versions: name of a distribution to the version really imported (transformers or minitrainer, accelerate,
             torch, numpy, python, …).
         rank: number of this process among all (0 … world_size - 1).

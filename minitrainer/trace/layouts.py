@@ -1,9 +1,9 @@
 """Reads the blocks of a recording without decoding them: most of them look like one that was seen before.
 
-A recording is packed, and each of its rows carries a clock, so its blocks can't be compared as bytes. But the steps of
-a run are alike: the same rows with the same names, only numbers and clocks differ. Such a sequence of rows is a
+A recording is packed, and each of its rows carries its time, so its blocks can't be compared as bytes. But the steps of
+a run are alike: the same rows with the same names, only numbers and times differ. Such a sequence of rows is a
 *layout*. The first time it is decoded row by row and brought to the portable form; from its second time on one regular
-expression, with the clocks left out and a group for every row that holds a value, reads the whole block in one call.
+expression, with the times left out and a group for every row that holds a value, reads the whole block in one call.
 What the groups hold is compared as bytes, and only rows whose bytes differ are ever decoded.
 
 A layout belongs to the calls that are open where its block begins: they decide its authors, and which rows the portable
@@ -28,23 +28,20 @@ from minitrainer.trace.rows import Reading, RowDecoder, RowSplitter, Scope, port
 # -- what a row is made of -------------------------------------------------------------
 
 HEAD_BYTES = {
-    rows.CALL: 3,
-    rows.RETURN: 1,
     rows.EVENT: 3,
-    rows.EVENT_END: 2,
-    rows.CALLBACK: 3,
-    rows.CALLBACK_END: 1,
     rows.STATE_OF_INTEGERS: 5,
     rows.STATE_OF_FLOATS: 5,
     rows.CODES[events.GradNorm]: 1,
+    **dict.fromkeys(rows.RATE_KINDS, 3),  # with the number of groups, and whether the step was skipped
+    rows.SAMPLES: 1,
 }
 """Packed kind to how many of its bytes say what the row is about: its kind and the ids of names."""
 
-RATE_HEAD_BYTES = 3
-"""Optimizer and scheduler steps: kind, number of groups, whether it was skipped."""
+TIME_BYTES = rows.TIME_BITS // 8
+"""The lower bytes of a cell; what it is about are the others."""
 
-TAIL_BYTES = 9
-"""Every packed row ends in its clock and a line feed."""
+CELL = -1
+"""Kind of a piece that is a cell."""
 
 LITERAL_ARRAYS = frozenset(
     {rows.DEFINITION, rows.CALL, rows.RETURN, rows.RAISE, rows.EVENT_END, rows.CALLBACK, rows.CALLBACK_END, rows.FLAG}
@@ -78,12 +75,13 @@ def _malformed(head: events.Head) -> UsageError:
 
 
 class Piece(NamedTuple):
-    """One row of a recording, without its clock.
+    """One row of a recording, without its time.
 
     Attributes:
-        kind: its kind.
+        kind: its kind, or CELL.
         is_array: whether it stands as an array.
-        head: what it is about: kind and ids of a packed row; of an array that is about ids only, all after the clock.
+        head: what it is about: the upper bytes of a cell; kind and ids of a packed row; of an array that is about ids
+            only, all after the time.
         value: the rest, None where there is none.
     """
 
@@ -93,7 +91,8 @@ class Piece(NamedTuple):
     value: bytes | None
 
 
-_ARRAY = re.compile(rb"\[(\d+),\d+([,\]][^\n]*)\n")
+_ARRAY = re.compile(rb"\[(\d+),\d+([,\]][^\n]*?) *\n")
+_CELL = re.compile(rb".{6}[\xf0-\xff]\x41", re.DOTALL)
 
 
 def cut_into_pieces(block: bytes) -> list[Piece]:
@@ -101,42 +100,57 @@ def cut_into_pieces(block: bytes) -> list[Piece]:
     pieces = []
     position = 0
     while position < len(block):
+        if _CELL.match(block, position):
+            end = position + rows.WORD_BYTES
+            pieces.append(Piece(CELL, False, block[position + TIME_BYTES : end], None))
+            position = end
+            continue
         kind = block[position]
         if kind == 0x5B:
             array = _ARRAY.match(block, position)
             if array is None:
-                raise ValueError("an array has no clock")
+                raise ValueError("an array has no time")
             kind = int(array[1])
             parts = (array[2], None) if kind in LITERAL_ARRAYS else (b"", array[2])
             pieces.append(Piece(kind, True, *parts))
             position = array.end()
             continue
-        if kind in rows.RATE_KINDS:
-            size, head = rows.RATES[block[position + 1]].size, RATE_HEAD_BYTES
-        else:
-            size, head = rows.PACKED[kind].size, HEAD_BYTES[kind]
-        value = block[position + head : position + size - TAIL_BYTES]
+        head = HEAD_BYTES[kind]
+        size = (rows.COUNTED[kind][block[position + 1]] if kind in rows.COUNTED else rows.PACKED[kind]).size
+        value = block[position + head : position + size - rows.WORD_BYTES]
         pieces.append(Piece(kind, False, block[position : position + head], value or None))
         position += size
     return pieces
 
 
+def _without_value(piece: Piece) -> Piece:
+    """What a piece has in common with those that its pattern matches."""
+    if piece.value is None:
+        return piece
+    return piece._replace(value=b"" if piece.is_array else bytes(len(piece.value)))
+
+
 def _pattern_of(piece: Piece) -> bytes:
     """Pattern of the rows that are about the same, with a group for their value."""
+    if piece.kind == CELL:
+        return b".{%d}" % TIME_BYTES + re.escape(piece.head)
     if piece.is_array:
-        value = b"" if piece.value is None else rb"([,\]][^\n]*)"  # what follows a number is no digit
-        return rb"\[%d,\d+%s%s\n" % (piece.kind, re.escape(piece.head), value)
+        value = b"" if piece.value is None else rb"([,\]][^\n]*?)"  # what follows a number is no digit
+        return rb"\[%d,\d+%s%s *\n" % (piece.kind, re.escape(piece.head), value)
     value = b"" if piece.value is None else b"(.{%d})" % len(piece.value)
-    return re.escape(piece.head) + value + rb".{8}\n"
+    return re.escape(piece.head) + value + b".{%d}" % TIME_BYTES + re.escape(rows.END_OF_PACKED)
 
 
 def _array_of(piece: Piece, value: bytes | None) -> Any:
-    """The row as an array, its clock at zero."""
+    """The row as an array, its time at zero."""
     if piece.is_array:
         return msgspec.json.decode(b"[%d,0%s%s" % (piece.kind, piece.head, value or b""))
-    packed = rows.RATES[piece.head[1]] if piece.kind in rows.RATE_KINDS else rows.PACKED[piece.kind]
-    whole = piece.head + (value or b"") + bytes(TAIL_BYTES - 1) + b"\n"
-    return RowSplitter()._unpack(piece.kind, packed.unpack(whole))
+    if piece.kind == CELL:
+        whole = bytes(TIME_BYTES) + piece.head
+    else:
+        whole = piece.head + (value or b"") + bytes(TIME_BYTES) + rows.END_OF_PACKED
+    (row,) = RowSplitter().feed(whole)
+    return row
 
 
 # -- layouts -----------------------------------------------------------------------------
@@ -328,8 +342,8 @@ class RecordedBlocks:
         while True:
             position = others.match(data, position).end()  # type: ignore[union-attr]
             first = data[position : position + event_bytes]
-            if first[:1] == bytes([rows.EVENT]) and len(first) == event_bytes and first.endswith(b"\n"):
-                _, event, step = struct.unpack_from("<BHI", first)
+            if first[:1] == bytes([rows.EVENT]) and len(first) == event_bytes and first.endswith(rows.END_OF_PACKED):
+                _, event, _, _, step, *_ = rows.PACKED[rows.EVENT].unpack(first)
                 end = position + event_bytes
             elif first[:1] == b"[" and (line_feed := data.find(b"\n", position)) >= 0:
                 end = line_feed + 1
@@ -375,7 +389,7 @@ class RecordedBlocks:
                 layout = next((one for one in known.get(before, ()) if one.match(data, begin, end)), None)
             if layout is None:
                 pieces = self._pieces(index)
-                about = tuple(piece._replace(value=None if piece.value is None else b"") for piece in pieces)
+                about = tuple(map(_without_value, pieces))
                 layout = seen.get((before, about))
                 if layout is None:
                     layout = Layout(pieces, before, self._names, self.head)
@@ -398,7 +412,7 @@ SMALL_BYTES = 1_000_000
 
 def open_blocks(a: Reading, b: Reading) -> tuple[Blocks, Blocks] | tuple[RecordedBlocks, RecordedBlocks]:
     """The blocks of two files that are to be compared: by layouts where both are recordings, else by their lines."""
-    if all(one.head.form == "rows" and one.path.stat().st_size >= SMALL_BYTES for one in (a, b)):
+    if all(one.head.form == rows.RECORDING and one.path.stat().st_size >= SMALL_BYTES for one in (a, b)):
         return RecordedBlocks(a), RecordedBlocks(b)
     return Blocks(a), Blocks(b)
 
@@ -410,11 +424,16 @@ def _other_rows(marks: dict[int, bytes]) -> re.Pattern[bytes]:
         not_a_mark = b""
         if kind == rows.EVENT and marks:
             not_a_mark = b"(?!%s)" % b"|".join(re.escape(struct.pack("<H", number)) for number in marks)
-        packed.append(re.escape(bytes([kind])) + not_a_mark + b".{%d}" % (row.size - 2))
-    kinds = re.escape(bytes(rows.RATE_KINDS))
-    for groups, row in rows.RATES.items():
-        packed.append(b"[%s]%s.{%d}" % (kinds, re.escape(bytes([groups])), row.size - 3))
-    return re.compile(b"(?:(?:" + b"|".join(packed) + rb")\n|\[(?!0,|4,)[^\n]*\n)*", re.DOTALL)
+        packed.append(re.escape(bytes([kind])) + not_a_mark + b".{%d}" % (row.size - 1 - len(rows.END_OF_PACKED)))
+    for kind, by_count in rows.COUNTED.items():
+        counts: dict[int, list[int]] = {}
+        for count, row in by_count.items():
+            counts.setdefault(row.size, []).append(count)
+        for size, these in counts.items():
+            number = b"[%s]" % re.escape(bytes(these))
+            packed.append(re.escape(bytes([kind])) + number + b".{%d}" % (size - 2 - len(rows.END_OF_PACKED)))
+    a_packed_row = b"(?:" + b"|".join(packed) + b")" + re.escape(rows.END_OF_PACKED)
+    return re.compile(b"(?:%s|%s|" % (_CELL.pattern, a_packed_row) + rb"\[(?!0,|4,)[^\n]*\n)*", re.DOTALL)
 
 
 # Read next: aligning.py, which finds the rows of two blocks that belong together.

@@ -4,13 +4,15 @@ Only attributes of classes are replaced (and one of a module, see probes.py), ne
 at, copies or pickles a Trainer or a callback finds it as it was. Code that is not a Trainer's costs nothing at all.
 
 A wrapper has the exact signature of what it wraps, compiled for it. That is faster than `*args, **kwargs` (no tuple, no
-dict), and upstream looks at signatures of user code.
+dict), and upstream looks at signatures of user code. All wrappers of an attachment share their globals: each runs once
+in a step or so, and what it refers to has to come from memory unless another wrapper has just asked for it.
 """
 
 from __future__ import annotations
 
 import inspect
 import linecache
+import re
 from collections.abc import Callable
 from types import CodeType, FunctionType, TracebackType
 from typing import Any
@@ -60,6 +62,41 @@ _compiled: dict[tuple[str, ...], CodeType] = {}
 NOT_GIVEN = type("NotGiven", (), {"__repr__": lambda self: "<not given>"})()
 """Default of a wrapper's parameter that the wrapped function does not have."""
 
+
+class Own:
+    """The names that one wrapper has to itself, in the globals that it shares with all others.
+
+    Args:
+        shared: those globals.
+        names: what the wrapper's body refers to, by names that start with `_t_`, if no other wrapper does.
+    """
+
+    __slots__ = ("_names", "_suffix", "shared")
+
+    def __init__(self, shared: dict[str, Any], **names: Any):
+        self.shared = shared
+        self._suffix = f"_{len(shared)}"
+        self._names: set[str] = set()
+        for name, value in names.items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._names.add(name)
+        self.shared[name + self._suffix] = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.shared[name + self._suffix]
+
+    def spelled(self, body: str) -> str:
+        """The body with these names as they stand among the globals."""
+        return re.sub(r"\b_t_\w+", lambda name: name[0] + self._suffix if name[0] in self._names else name[0], body)
+
+
+def shared_globals(**names: Any) -> dict[str, Any]:
+    """Globals for many wrappers, with what they have in common."""
+    return {"__builtins__": __builtins__, "_t_given": _given, "_t_not_given": NOT_GIVEN, **names}
+
+
 _OTHER_KEYWORDS = """\
     if {others} or {missing}:
         return _t_with_dict({arguments}, **_t_given({spelled}), **{others})
@@ -69,7 +106,7 @@ _OTHER_KEYWORDS = """\
 def wrapper_of(
     function: FunctionType,
     template: str,
-    names: dict[str, Any],
+    own: Own,
     argument: tuple[int, str] = (1, ""),
     keywords: tuple[str, ...] = (),
 ) -> FunctionType:
@@ -78,8 +115,9 @@ def wrapper_of(
     Args:
         function: what is wrapped.
         template: body of the wrapper, one statement a line, indented by four. `{call}` becomes the call of the original
-            with all its arguments, `{self}` the expression of its first argument, `{argument}` that of `argument`.
-        names: what the body refers to, by names that start with `_t_`.
+            with all its arguments, `{again}` the same call of the wrapper, `{self}` the expression of its first
+            argument, `{argument}` that of `argument`.
+        own: what only this body refers to. The original and, where there are `keywords`, a second wrapper join it.
         argument: position and name of the argument that the body looks at. Position 1 is the one after `self`.
         keywords: what callers are known to pass into the function's `**kwargs`, always together and in this order. The
             wrapper takes them as parameters and hands them on one by one: filling a dict, taking it apart and filling
@@ -88,14 +126,16 @@ def wrapper_of(
     code = function.__code__
     parameters, arguments, first = _signature(code)
     wanted = _argument(code, *argument)
-    wrapper = _compile(
-        function, parameters, template.format(call=f"_t_original({arguments})", self=first, argument=wanted), names
-    )
-    own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    keywords = tuple(name for name in keywords if name not in own)
+    own["_t_original"] = function
+    calls = {"call": f"_t_original({arguments})", "again": f"_t_wrapper({arguments})"}
+    own["_t_wrapper"] = None
+    wrapper = _compile(function, parameters, template.format(self=first, argument=wanted, **calls), own)
+    own["_t_wrapper"] = wrapper
+    named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    keywords = tuple(name for name in keywords if name not in named)
     if not keywords or not code.co_flags & inspect.CO_VARKEYWORDS or code.co_flags & inspect.CO_VARARGS:
         return wrapper
-    others = code.co_varnames[len(own)]
+    others = code.co_varnames[len(named)]
     spelled = ", ".join(f"{name}={name}" for name in keywords)
     arguments = arguments.removesuffix(f"**{others}")
     star = "" if code.co_kwonlyargcount else "*, "
@@ -106,8 +146,8 @@ def wrapper_of(
         arguments=arguments.removesuffix(", "),
         spelled=spelled,
     ) + template.format(call=f"_t_original({arguments}{spelled})", self=first, argument=wanted)
-    names = {**names, "_t_with_dict": wrapper, "_t_given": _given, "_t_not_given": NOT_GIVEN}
-    quick = _compile(function, spelled_parameters, body, names)
+    own["_t_with_dict"] = wrapper
+    quick = _compile(function, spelled_parameters, body, own)
     quick.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **dict.fromkeys(keywords, NOT_GIVEN)}
     return quick
 
@@ -117,15 +157,16 @@ def _given(**keywords: Any) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if value is not NOT_GIVEN}
 
 
-def _compile(function: FunctionType, parameters: str, body: str, names: dict[str, Any]) -> FunctionType:
+def _compile(function: FunctionType, parameters: str, body: str, own: Own) -> FunctionType:
     """A function that looks like `function`, with this body."""
+    body = own.spelled(body)
     key = (parameters, body, function.__name__)
     code = _compiled.get(key)
     if code is None:
         module = compile(f"def wrapper({parameters}):\n{body}", SOURCE_NAME, "exec")
         code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
         _compiled[key] = code = code.replace(co_name=function.__name__)
-    wrapper = FunctionType(code, {"_t_original": function, "__builtins__": __builtins__, **names}, function.__name__)
+    wrapper = FunctionType(code, own.shared, function.__name__)
     wrapper.__defaults__ = function.__defaults__
     wrapper.__kwdefaults__ = function.__kwdefaults__
     wrapper.__qualname__ = function.__qualname__

@@ -46,33 +46,40 @@ from minitrainer.trace.authors import Authors
 from minitrainer.trace.batches import Batches
 from minitrainer.trace.events import FLAGS
 from minitrainer.trace.output_files import OutputFolder, checkpoint_name
-from minitrainer.trace.patching import SOURCE_NAME, Patches, innermost, is_plain_function, unlink_wrappers, wrapper_of
+from minitrainer.trace.patching import (
+    SOURCE_NAME,
+    Own,
+    Patches,
+    innermost,
+    is_plain_function,
+    shared_globals,
+    unlink_wrappers,
+    wrapper_of,
+)
 from minitrainer.trace.recorder import (
     COST_SAMPLE,
-    END_OF_ROW,
     NOT_A_NUMBER,
     OVERFLOWS,
     Recorder,
-    begin_of_row,
     number,
     plain,
     wrapper_names,
 )
 from minitrainer.trace.rows import (
     CALL,
-    CALLBACK,
     CALLBACK_END,
+    CELL_NAMED,
     CODES,
     EVENT,
     EVENT_END,
     FLAG,
-    LINE_FEED,
     PACKED,
     PUBLIC_METHODS,
     RAISE,
     STATE,
     STATE_OF_FLOATS,
     STATE_OF_INTEGERS,
+    WORD_BYTES,
 )
 
 LIBRARIES = ("transformers", "minitrainer")
@@ -92,10 +99,9 @@ EVENTS_LOOKED_AT = frozenset({"on_train_begin", "on_log", "on_train_end", "on_in
 
 LONGEST_MESSAGE = 300
 
-SAMPLES, GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE, FOCUS = (
+GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE, FOCUS = (
     CODES[kind]
     for kind in (
-        events.Samples,
         events.GradNorm,
         events.OptimizerStep,
         events.SchedulerStep,
@@ -109,54 +115,50 @@ SAMPLES, GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE
 )
 
 STATE_BEGIN = struct.Struct("<BHH")
-PACK_STATE = {int: struct.Struct("<5sqqdc").pack_into, float: struct.Struct("<5sdddc").pack_into}
+PACK_STATE = {int: struct.Struct("<5s3xqqd").pack_into, float: struct.Struct("<5s3xddd").pack_into}
 """How a row of the state begins (kind, field, site), and how the rest is packed behind it."""
 
-EVENT_BYTES, EVENT_END_BYTES, STATE_BYTES = (PACKED[kind].size for kind in (EVENT, EVENT_END, STATE_OF_INTEGERS))
+EVENT_WORDS, STATE_WORDS = (PACKED[kind].size // WORD_BYTES for kind in (EVENT, STATE_OF_INTEGERS))
 
 # -- bodies of the wrappers; `{call}` is the original with all its arguments ------------------------
 
 _ADMIT = """\
-    _t_outermost = {self} is not _t_watch.trainer
-    if (_t_outermost or _t_ident() != _t_thread) and not _t_admit({self}):
-        return {call}
+    if {self} is not _t_watch.trainer or _t_ident() != _t_thread:
+        if not _t_admit({self}):
+            return {call}
+        try:
+            return {again}
+        finally:
+            _t_watch.trainer = None
 """
+"""Most calls come from inside another. The outermost goes through its wrapper a second time, as if it did too."""
 
 _ENTER = """\
+    _t_to = _t_sink
     try:
-        _t_at = _t_sink.position
-        _t_pack(_t_map, _t_at, _t_head, _t_clock(), b"\\n")
-        _t_sink.position = _t_at + 12
+        _t_at = _t_to.position
+        _t_to.cells[_t_at] = _t_clock() + _t_head
+        _t_to.position = _t_at + 1
     except _t_overflows:
         _t_enter()
 """
-"""The first call of a method has no head yet and ends in `_t_enter`, like one that finds no room. 12 bytes is its row."""
+"""The first call of a method has no head yet and ends in `_t_enter`, like one that finds no room."""
 
-_WRITE_RETURN = """\
+_LEAVE = """\
     try:
-        _t_at = _t_sink.position
-        _t_pack_end(_t_map, _t_at, b"\\2", _t_clock(), b"\\n")
-        _t_sink.position = _t_at + 10
+        _t_at = _t_to.position
+        _t_to.cells[_t_at] = _t_clock() + _t_return_head
+        _t_to.position = _t_at + 1
     except _t_overflows:
-        _t_sink.put(2, ())
+        _t_to.put(2, ())
     return _t_result
 """
-"""2 is RETURN, and 10 bytes is its row."""
-
-_LEAVE = (
-    """\
-    if _t_outermost:
-        _t_watch.trainer = None
-"""
-    + _WRITE_RETURN
-)
+"""2 is RETURN."""
 
 _BODY = """\
     try:
         _t_result = {call}
     except BaseException as _t_error:
-        if _t_outermost:
-            _t_watch.trainer = None
         _t_failed(_t_error)
         raise
 """
@@ -175,8 +177,6 @@ _PROBED_BODY = """\
         _t_result = {call}
     except BaseException as _t_error:
         _t_failed_inside({self}, _t_token, _t_after, _t_error)
-        if _t_outermost:
-            _t_watch.trainer = None
         raise
 """
 
@@ -210,8 +210,6 @@ RECURSIVE_METHOD = (
         _t_result = {call}
     except BaseException as _t_error:
         _t_watch.in_recursion = False
-        if _t_outermost:
-            _t_watch.trainer = None
         _t_failed(_t_error)
         raise
     _t_watch.in_recursion = False
@@ -223,25 +221,23 @@ STATIC_METHOD = (
     """\
     if not _t_is_open():
         return {call}
-    _t_outermost = False
 """
     + _ENTER
     + _BODY
-    + _WRITE_RETURN
+    + _LEAVE
 )
 
 CONSTRUCTOR = (
     """\
     if not _t_building({self}):
         return {call}
-    _t_outermost = False
 """
     + _ENTER
     + _BODY
     + """\
     _t_built({self})
 """
-    + _WRITE_RETURN
+    + _LEAVE
 )
 
 _FLAG_IS_SET = " or ".join(f"_t_control.{flag}" for flag in FLAGS)
@@ -254,12 +250,13 @@ CALLBACK_METHOD = """\
     _t_watch.callback_class = _t_class = _t_class_of({self})
     if _t_class is not _t_last_class:
         _t_define(_t_class)
+    _t_to = _t_sink
     try:
-        _t_at = _t_sink.position
-        _t_pack(_t_map, _t_at, _t_head, _t_clock(), b"\\n")
-        _t_sink.position = _t_at + 12
+        _t_at = _t_to.position
+        _t_to.cells[_t_at] = _t_clock() + _t_head
+        _t_to.position = _t_at + 1
     except _t_overflows:
-        _t_sink.put(6, (_t_number,))
+        _t_to.put(6, (_t_number,))
     try:
         _t_result = {call}
     except BaseException as _t_error:
@@ -277,14 +274,14 @@ CALLBACK_METHOD = """\
         return _t_result
     _t_watch.callback_class = None
     try:
-        _t_at = _t_sink.position
-        _t_pack_end(_t_map, _t_at, b"\\7", _t_clock(), b"\\n")
-        _t_sink.position = _t_at + 10
+        _t_at = _t_to.position
+        _t_to.cells[_t_at] = _t_clock() + _t_callback_end_head
+        _t_to.position = _t_at + 1
     except _t_overflows:
-        _t_sink.put(7, ())
+        _t_to.put(7, ())
     return _t_result
 """
-"""6 and 7 are CALLBACK and CALLBACK_END; 12 and 10 are the bytes that they, and the rows of calls, take."""
+"""6 and 7 are CALLBACK and CALLBACK_END."""
 
 CALLBACK_METHOD = CALLBACK_METHOD.replace("{flag_is_set}", f"({_FLAG_IS_SET})")
 
@@ -379,6 +376,7 @@ class Observer:
         "_event_keywords",
         "_foreign_writes",
         "_gather_rows",
+        "_globals",
         "_in_prediction_step",
         "_in_training_step",
         "_loss",
@@ -438,6 +436,7 @@ class Observer:
         self._loss: Any = None
         self._batch: tuple[int | None, int | None] = (None, None)
         self._gather_rows: int | None = None
+        self._globals: dict[str, Any]
         import torch
 
         self.torch = torch
@@ -579,7 +578,7 @@ class Observer:
             self.authors.know(value, handler_class.__name__, BY_HANDLER)
         watch, sink, name_of = self, self.recorder, self.recorder.name
         sink_map = sink.map
-        pack_event, pack_event_end = struct.Struct("<3sIdBBdc").pack_into, PACKED[EVENT_END].pack_into
+        pack_event = struct.Struct("<3sBB3xI4xdd").pack_into
         begins: dict[str, bytes | None] = {}  # event -> how its rows begin
 
         bits_of, clock, ident, thread = _bits, perf_counter, get_ident, self.thread
@@ -613,15 +612,15 @@ class Observer:
                     flags = watched.flags
                     if begin is None:
                         number = name_of(event)
-                        begin = begin_of_row(EVENT, number)
+                        begin = struct.pack("<BH", EVENT, number) if number < 1 << 16 else None
                         if event not in EVENTS_LOOKED_AT:
                             begins[event] = begin
                 lowered, step, epoch, at = watched.lowered_by_handler, state.global_step, state.epoch, sink.position
                 if epoch is None:
                     epoch = NOT_A_NUMBER
                 try:
-                    pack_event(sink_map, at, begin, step, epoch, lowered, flags, clock(), END_OF_ROW)
-                    sink.position = at + EVENT_BYTES
+                    pack_event(sink_map, at << 3, begin, lowered, flags, step, epoch, clock() + sink.zero)
+                    sink.position = at + EVENT_WORDS
                 except OVERFLOWS:
                     epoch = None if epoch is NOT_A_NUMBER else float(epoch)
                     sink.put(EVENT, (name_of(event), step, epoch, lowered, flags))
@@ -644,8 +643,8 @@ class Observer:
             watch.event_control, watch.callback_class = outer_control, outer_class
             at = sink.position
             try:
-                pack_event_end(sink_map, at, EVENT_END, watched.flags, clock(), LINE_FEED)
-                sink.position = at + EVENT_END_BYTES
+                sink.cells[at] = clock() + sink.event_ends[watched.flags]
+                sink.position = at + 1
             except OVERFLOWS:
                 sink.put(EVENT_END, (watched.flags,))
             return result
@@ -707,39 +706,27 @@ class Observer:
                 self._instrument_callback_class(cls)
 
     def _instrument_callback_class(self, cls: type) -> None:
-        names = {
-            "_t_watch": self,
-            "_t_class_of": type,
-            "_t_last_class": None,
-            "_t_number": 0,
-            "_t_head": None,
-            "_t_bits": _bits,
-            "_t_callback_failed": self.callback_failed,
-            "_t_callback_meddled": self.callback_meddled,
-            **wrapper_names(self.recorder),
-        }
         for base in _own_callback_classes(cls):
             for name, value in list(vars(base).items()):
                 self.authors.know(value, base.__name__, BY_CALLBACK)
                 if base in self._classes_done or not name.startswith("on_"):
                     continue
                 if is_plain_function(value):
-                    wrapper = wrapper_of(value, CALLBACK_METHOD, names, keywords=self._event_keywords)
-                    for one in (wrapper, wrapper.__globals__.get("_t_with_dict")):
-                        if one is not None:
-                            one.__globals__["_t_define"] = functools.partial(self._define_callback, one.__globals__)
+                    own = Own(self._globals, _t_last_class=None, _t_number=0, _t_head=None)
+                    own["_t_define"] = functools.partial(self._define_callback, own)
+                    wrapper = wrapper_of(value, CALLBACK_METHOD, own, keywords=self._event_keywords)
                     self.patches.replace(base, name, wrapper)
                 elif callable(value):
                     self.note(f"{base.__name__}.{name} is not a plain function; its calls are not recorded")
             self._classes_done.add(base)
 
-    def _define_callback(self, wrapper_globals: dict[str, Any], cls: type) -> None:
-        """Give a callback's class its id at the first call of this method on it, and leave the id in its wrapper."""
+    def _define_callback(self, own: Own, cls: type) -> None:
+        """Give a callback's class its id at the first call of this method on it, and leave the id with its wrapper."""
         number = self._callback_ids.get(cls)
         if number is None:
             number = self._callback_ids[cls] = self.recorder.name(cls.__name__)
-        wrapper_globals["_t_number"], wrapper_globals["_t_last_class"] = number, cls
-        wrapper_globals["_t_head"] = begin_of_row(CALLBACK, number)
+        own["_t_number"], own["_t_last_class"] = number, cls
+        own["_t_head"] = self.recorder.head_of(CELL_NAMED + 2 * number + 1)
 
     def callback_meddled(self, control: Any, result: Any) -> bool:
         """A callback changed flags without an assignment, or returned a control object of its own.
@@ -884,8 +871,8 @@ class Observer:
                     values[name] = value
                     at = sink.position
                     try:
-                        pack(sink_map, at, begin, old, value, clock(), END_OF_ROW)
-                        sink.position = at + STATE_BYTES
+                        pack(sink_map, at << 3, begin, old, value, clock() + sink.zero)
+                        sink.position = at + STATE_WORDS
                     except OVERFLOWS:
                         _, field, author = unpack_begin(begin)
                         sink.put(STATE, (field, old, value, author))
@@ -969,51 +956,40 @@ class Observer:
                 continue
             probe = PROBES.get(name)
             method = (name, owner, part, of_library and name not in PUBLIC_METHODS)
-            names: dict[str, Any] = {
-                "_t_watch": self,
-                "_t_ident": get_ident,
-                "_t_thread": self.thread,
-                "_t_admit": self.admit,
-                "_t_is_open": self._is_open,
-                "_t_failed": self.failed,
-                "_t_failed_inside": self.failed_inside,
-                "_t_head": None,
-                **wrapper_names(self.recorder),
-            }
+            own = Own(self._globals, _t_head=None)
+            own["_t_enter"] = functools.partial(self._enter, own, method)
             argument = (1, "")
             if isinstance(value, staticmethod):
                 template = STATIC_METHOD
             elif name == "__init__":
                 template = CONSTRUCTOR
-                names |= {"_t_building": self.building, "_t_built": self.built}
             elif name in RECURSIVE_METHODS:
                 template = RECURSIVE_METHOD
             elif probe is not None:
                 template = PROBED_METHOD if probe.before else METHOD_WITH_RESULT
                 before, after = (getattr(self, hook or "_nothing") for hook in (probe.before, probe.after))
-                names |= self._around(before, after)
+                self._around(before, after, own)
                 argument = (probe.position, probe.argument)
             else:
                 template = METHOD
-            wrapper = wrapper_of(function, template, names, argument)
-            wrapper.__globals__["_t_enter"] = functools.partial(self._enter, wrapper.__globals__, method)
+            wrapper = wrapper_of(function, template, own, argument)
             self.patches.replace(base, name, staticmethod(wrapper) if isinstance(value, staticmethod) else wrapper)
 
-    def _enter(self, wrapper_globals: dict[str, Any], method: tuple[str, str, str, bool]) -> None:
+    def _enter(self, own: Own, method: tuple[str, str, str, bool]) -> None:
         """Write a call that a wrapper could not pack: its first one, or one for which there was no room."""
         number = self.recorder.name(method)
-        wrapper_globals["_t_head"] = begin_of_row(CALL, number)
+        own["_t_head"] = self.recorder.head_of(CELL_NAMED + 2 * number)
         self.recorder.put(CALL, (number,))
 
-    def _around(self, before: Callable[..., Any], after: Callable[..., Any]) -> dict[str, Any]:
+    def _around(self, before: Callable[..., Any], after: Callable[..., Any], own: Own | None = None) -> Own:
         """The names that a body with hooks before and after refers to."""
-        where = after.__name__ if after.__name__ != "_nothing" else before.__name__
-        return {
-            "_t_watch": self,
-            "_t_before": self._timed(before) if before.__name__ in RARE else before,
-            "_t_after": self._timed(after) if after.__name__ in RARE else after,
-            "_t_trouble": functools.partial(self.trouble, where),
-        }
+        own = own or Own(self._globals)
+        own["_t_before"] = self._timed(before) if before.__name__ in RARE else before
+        own["_t_after"] = self._timed(after) if after.__name__ in RARE else after
+        own["_t_trouble"] = functools.partial(
+            self.trouble, after.__name__ if after.__name__ != "_nothing" else before.__name__
+        )
+        return own
 
     def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         """A hook that adds its time to the recorder's cost."""
@@ -1041,21 +1017,17 @@ class Observer:
             self._batch = self._samples(inputs, "train")
 
     def _samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
+        """Write down which samples a micro-batch holds; return how many, and how many labels."""
         recorder = self.recorder
         cost = recorder.cost
-        cost.micro_batches += 1
-        if not cost.micro_batches % COST_SAMPLE:
+        cost.micro_batches = number = cost.micro_batches + 1
+        if timed := not number % COST_SAMPLE:
             cost.time_a_call()
             started = thread_time()
-            counted = self._write_samples(inputs, split)
+        rows, labels, digest, positions = self.batches.of(inputs, self.current.label_name)  # type: ignore[union-attr]
+        recorder.samples(rows, labels, digest, positions, split)
+        if timed:
             cost.micro_batch_s.append(thread_time() - started)
-            return counted
-        return self._write_samples(inputs, split)
-
-    def _write_samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
-        rows, labels, digest, indices = self.batches.of(inputs, self.current.label_name)  # type: ignore[union-attr]
-        fields = (rows, labels, digest, indices)
-        self.recorder.put(SAMPLES, fields if split == "train" else (*fields, split))
         return rows, labels
 
     def compute_loss_ends(self, trainer: Any, token: Any, result: Any) -> None:
@@ -1338,6 +1310,22 @@ class Observer:
         self._survey(root, parts)
         self.recorder = recorder_of()
         self.recorder.cost.call = self._empty_call()
+        self.recorder.wrapper_globals = self._globals = shared_globals(
+            **wrapper_names(self.recorder),
+            _t_watch=self,
+            _t_ident=get_ident,
+            _t_thread=self.thread,
+            _t_admit=self.admit,
+            _t_is_open=self._is_open,
+            _t_failed=self.failed,
+            _t_failed_inside=self.failed_inside,
+            _t_building=self.building,
+            _t_built=self.built,
+            _t_class_of=type,
+            _t_bits=_bits,
+            _t_callback_failed=self.callback_failed,
+            _t_callback_meddled=self.callback_meddled,
+        )
         for part, hook in (("TrainerControl", self.hook_control), ("TrainerState", self.hook_state)):
             if part in parts:
                 hook(parts[part])
@@ -1352,15 +1340,15 @@ class Observer:
     def _empty_call(self) -> Callable[[], Any]:
         """A hooked method that does nothing, whose rows go nowhere: what it takes is what a call takes."""
         owner = object()
-        nowhere: Any = SimpleNamespace(position=0, map=bytearray(64))
-        names = {
-            "_t_watch": SimpleNamespace(trainer=owner),
-            "_t_ident": get_ident,
-            "_t_thread": self.thread,
-            "_t_head": begin_of_row(CALL, 1),
+        cells = memoryview(bytearray(8 * WORD_BYTES)).cast("d")
+        nowhere: Any = SimpleNamespace(position=0, cells=cells, head_of=self.recorder.head_of)
+        shared = shared_globals(
             **wrapper_names(nowhere),
-        }
-        wrapper = wrapper_of(_does_nothing, METHOD, names)
+            _t_watch=SimpleNamespace(trainer=owner),
+            _t_ident=get_ident,
+            _t_thread=self.thread,
+        )
+        wrapper = wrapper_of(_does_nothing, METHOD, Own(shared, _t_head=self.recorder.head_of(CELL_NAMED)))
 
         def call() -> None:
             nowhere.position = 0
@@ -1446,7 +1434,7 @@ class Observer:
 
         iterator_class: Any = dataloader._BaseDataLoaderIter
         batches, ident, thread = self.batches, get_ident, self.thread
-        drawn, fetched, lost = batches.index_was_drawn, batches.batch_was_fetched, batches.batch_was_lost
+        fetched, lost = batches.batch_was_fetched, batches.batch_was_lost
         next_batch, next_index = iterator_class.__next__, iterator_class._next_index
         watch = self
 
@@ -1466,7 +1454,10 @@ class Observer:
         def _next_index(self: Any) -> Any:
             index = next_index(self)
             if watch.trainer_id and ident() == thread:
-                drawn(self, index)
+                if batches.drawer is None and not batches.in_line:
+                    batches.drawer, batches.drawn = self, index
+                else:  # workers that fetch ahead, or a data set that has a loader of its own
+                    batches.put_in_line(self, index)
             return index
 
         self.patches.replace(iterator_class, "__next__", __next__)

@@ -7,8 +7,8 @@ interpreter that crashes lose nothing. Only a machine that loses power can.
 Why not a buffer and `write`: a buffer is what a kill loses, and one `write` a row costs ten times as much as the copy.
 Why the space is allocated ahead (`posix_fallocate`): a mapped page without a block on the disk behind it would kill the
 process (SIGBUS) on a full disk. Allocation says so beforehand, and then recording stops with one warning; training
-never does. Why rows that happen many times a step are packed by `struct` straight into the map: it is one call, where
-encoding, joining and copying are three.
+never does. Why most rows are one float, stored by an assignment: encoding, joining and copying would be three calls,
+packing by `struct` is still one, and the clock gives a float anyway.
 
 The layout of the rows is in rows.py.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import statistics
 import struct
 import sys
@@ -25,24 +26,35 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter, perf_counter_ns, thread_time
+from time import perf_counter, thread_time
 from typing import Any
 
 import msgspec
 
 from minitrainer.trace import events
 from minitrainer.trace.rows import (
+    CELL_CALLBACK_END,
+    CELL_EVENT_END,
+    CELL_RETURN,
     CODES,
     DEFINITION,
     FIELDS,
-    LINE_FEED,
+    FILLINGS,
+    NEW_TIME,
+    ORIGIN,
     PACKED,
     RATES,
+    SAMPLES,
+    SAMPLES_ROWS,
     STATE,
     STATE_OF_FLOATS,
     STATE_OF_INTEGERS,
+    TICKS_A_SECOND,
+    WORD_BYTES,
     Names,
     RowSplitter,
+    cell_head,
+    filled_up,
     plain_row,
 )
 
@@ -52,8 +64,14 @@ LARGEST_SEGMENT_BYTES = 1 << 26
 RESERVE_BYTES = 512
 """Kept free at the end of the mapped file, so that the last line still fits after the disk has become full."""
 
-NOWHERE = 1 << 62
-"""Position of a recorder that has stopped: no row fits there, so every writer ends in `overflow`."""
+NOWHERE = 1 << 58
+"""Position of a recorder that has stopped: no row fits there, so every writer ends in one of `OVERFLOWS`."""
+
+LONGEST_TIME_TICKS = 1 << 39
+"""Half of what a cell can hold, six days: after it times are counted anew."""
+
+MOST_POSITIONS = 4096
+"""More positions than this in one micro-batch are not recorded."""
 
 COST_SAMPLE = 32
 """The recorder times itself on one micro-batch in so many; the clock on every row would double what it measures."""
@@ -65,7 +83,7 @@ NOT_A_NUMBER = math.nan
 """How a packed row says that there is no number."""
 
 OVERFLOWS = (struct.error, ValueError, TypeError, IndexError)
-"""What packing raises where there is no room, or no map any more."""
+"""What storing a row raises where there is no room, or no map any more."""
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
@@ -119,8 +137,13 @@ class Recorder:
         head: the first row. Its `process` gets the clock of the recording.
 
     Attributes:
-        position: bytes written so far.
-        map: the mapped file. The wrappers of patched methods pack their two rows into it themselves (see probes.py).
+        position: words written so far.
+        map: the mapped file; cells: the same as floats. The wrappers of patched methods store their rows in it
+            themselves (see probes.py).
+        zero: what is added to the clock for a cell that only gives the time; event_ends: for the end of an event, by
+            the flags that are up.
+        wrapper_globals: what the wrappers share. The floats in it are heads of cells: they change when times are counted
+            anew.
         cost: what all this takes.
         dropped: rows that came after the disk was full.
         names: the interned names.
@@ -129,21 +152,23 @@ class Recorder:
     __slots__ = (
         "__weakref__",
         "_allocated_bytes",
-        "_clock",
-        "_clock_ns",
         "_encode",
         "_end",
         "_file",
         "_full",
         "_pid",
         "_segment_bytes",
+        "cells",
         "closed",
         "cost",
         "dropped",
+        "event_ends",
         "map",
         "names",
         "path",
         "position",
+        "wrapper_globals",
+        "zero",
     )
 
     def __init__(self, path: str | os.PathLike[str], head: events.Head):
@@ -161,14 +186,17 @@ class Recorder:
         self.path.unlink(missing_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self.map: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
+        self.cells = memoryview(self.map).cast("d")
         self._segment_bytes = FIRST_SEGMENT_BYTES
         self._allocated_bytes = 0
         self._full = False
         self._end = 0
-        self._clock_ns = perf_counter_ns()
-        self._clock = self._clock_ns / 1e9
-        process = None if head.process is None else {**head.process, "clock": self._clock}
-        self._start(self._encode(msgspec.structs.replace(head, process=process or {"clock": self._clock})))
+        self.wrapper_globals: dict[str, Any] = {}
+        clock = math.floor(perf_counter() * TICKS_A_SECOND) / TICKS_A_SECOND
+        self.zero = ORIGIN - clock
+        self.event_ends = self._event_ends()
+        process = None if head.process is None else {**head.process, "clock": clock}
+        self._start(self._encode(msgspec.structs.replace(head, process=process or {"clock": clock})))
         _open_recorders.add(self)
 
     # -- rows that happen many times a step -------------------------------------------
@@ -178,10 +206,10 @@ class Recorder:
         kind = type(new)
         if type(old) is kind and (kind is int or kind is float):
             row = STATE_OF_INTEGERS if kind is int else STATE_OF_FLOATS
-            position = self.position
+            at = self.position
             try:
-                PACKED[row].pack_into(self.map, position, row, field, site, old, new, perf_counter(), LINE_FEED)
-                self.position = position + PACKED[row].size
+                PACKED[row].pack_into(self.map, at << 3, row, field, site, old, new, perf_counter() + self.zero)
+                self.position = at + _STATE_WORDS
                 return
             except OVERFLOWS:
                 pass
@@ -189,10 +217,10 @@ class Recorder:
 
     def gradient_norm(self, norm: float, limit: float) -> None:
         """The norm of a group's gradient, and the limit to which it is clipped."""
-        position = self.position
+        at = self.position
         try:
-            _pack_norm(self.map, position, _NORM_CODE, norm, limit, perf_counter(), LINE_FEED)
-            self.position = position + _NORM_BYTES
+            _pack_norm(self.map, at << 3, _NORM_CODE, norm, limit, perf_counter() + self.zero)
+            self.position = at + _NORM_WORDS
         except OVERFLOWS:
             self.put(_NORM_CODE, (number(norm), number(limit), norm > limit))
 
@@ -202,24 +230,77 @@ class Recorder:
             one, two, at = groups[0]["lr"], groups[1]["lr"], self.position
             if type(one) is float and type(two) is float:
                 try:
-                    _pack_two_rates(self.map, at, code, 2, skipped, one, two, perf_counter(), LINE_FEED)
-                    self.position = at + _TWO_RATES_BYTES
+                    _pack_two_rates(self.map, at << 3, code, 2, skipped, one, two, perf_counter() + self.zero)
+                    self.position = at + _TWO_RATES_WORDS
                     return
                 except OVERFLOWS:
                     pass
         values = [_rate(group["lr"]) for group in groups]
         self.put(code, (values, True) if skipped else (values,))
 
+    def samples(
+        self, rows: int | None, labels: int | None, digest: int | None, positions: list[Any] | None, split: str
+    ) -> None:
+        """The samples of a micro-batch."""
+        at = self.position
+        try:
+            count = len(positions)  # type: ignore[arg-type]
+            packed = SAMPLES_ROWS[count]
+            time = perf_counter() + self.zero
+            is_eval = split != "train"
+            packed.pack_into(
+                self.map,
+                at << 3,
+                SAMPLES,
+                count,
+                rows,
+                labels,
+                is_eval,
+                digest,
+                *positions,
+                time,  # type: ignore[misc]
+            )
+            self.position = at + (packed.size >> 3)
+        except OVERFLOWS:
+            if positions is not None and (len(positions) > MOST_POSITIONS or set(map(type, positions)) != {int}):
+                positions = None
+            fields = (rows, labels, None if digest is None else f"{digest:08x}", positions)
+            self.put(SAMPLES, fields if split == "train" else (*fields, split))
+
+    # -- cells --------------------------------------------------------------------------
+
+    def head_of(self, number: int) -> float | None:
+        """What is added to the clock for a cell; None for a number that it can't hold."""
+        return cell_head(number, self.zero)
+
+    def _event_ends(self) -> list[float]:
+        return [self.zero + float(CELL_EVENT_END + flags << 20) for flags in range(1 << len(events.FLAGS))]
+
+    def _count_anew(self, ticks: int) -> int:
+        """Begin to count the time at this tick: six days have passed, and a cell can hold twelve."""
+        self._write(filled_up(self._encode((NEW_TIME, ticks, ticks))))
+        seconds = ticks / TICKS_A_SECOND
+        self.zero -= seconds
+        self.event_ends = self._event_ends()
+        for name, value in self.wrapper_globals.items():
+            if type(value) is float:
+                self.wrapper_globals[name] = value - seconds
+        return 0
+
     # -- any row ------------------------------------------------------------------------
 
     def put(self, code: int, fields: tuple[Any, ...]) -> None:
         """Write a row as an array."""
-        line = self._encode((code, (perf_counter_ns() - self._clock_ns) // 1000, *fields)) + b"\n"
-        position = self.position
-        end = position + len(line)
+        ticks = int((perf_counter() + self.zero - ORIGIN) * TICKS_A_SECOND)
+        if ticks > LONGEST_TIME_TICKS:
+            ticks = self._count_anew(ticks)
+        line = self._encode((code, ticks, *fields))
+        line += FILLINGS[len(line) & 7]
+        begin = self.position << 3
+        end = begin + len(line)
         try:
-            self.map[position:end] = line
-            self.position = end
+            self.map[begin:end] = line
+            self.position = end >> 3
         except OVERFLOWS:
             self._write(line)
 
@@ -235,7 +316,7 @@ class Recorder:
             number = self.names.id_of(text)
             self.names.undefined.clear()
             dropped = self.dropped
-            self._write(self._encode((DEFINITION, number, text)) + b"\n")
+            self._write(filled_up(self._encode((DEFINITION, number, text))))
             self.dropped = dropped  # a definition is not a row
         return number
 
@@ -243,24 +324,26 @@ class Recorder:
         """Write a whole line; make room for it where there is none."""
         if self.closed:  # what was entered before the end still returns through its wrapper
             return
-        if self.position + len(line) > len(self.map) and not self._grow(len(line)):
+        if (self.position << 3) + len(line) > len(self.map) and not self._grow(len(line)):
             self.dropped += 1
             return
-        self.map[self.position : self.position + len(line)] = line
-        self.position += len(line)
+        begin = self.position << 3
+        self.map[begin : begin + len(line)] = line
+        self.position += len(line) >> 3
 
     # -- space on the disk -----------------------------------------------------------------
 
     def _start(self, head_line: bytes) -> None:
         """Map the first segment and write the first row."""
         try:
-            size = max(self._segment_bytes, len(head_line) + RESERVE_BYTES)
+            size = max(self._segment_bytes, len(head_line) + 2 * RESERVE_BYTES & -RESERVE_BYTES)
             os.posix_fallocate(self._file, 0, size)
             self.map = mmap.mmap(self._file, size - RESERVE_BYTES)
+            self.cells = memoryview(self.map).cast("d")
             self._allocated_bytes = size
         except OSError as error:
             self._give_up(error)
-        self._write(head_line + b"\n")
+        self._write(filled_up(head_line))
 
     def _grow(self, needed_bytes: int) -> bool:
         """Enlarge the file for a row of `needed_bytes`; False where that can't be (any more).
@@ -269,10 +352,12 @@ class Recorder:
         """
         if self._full or self.closed:
             return False
-        size = self._allocated_bytes + max(self._segment_bytes, needed_bytes + RESERVE_BYTES)
+        size = self._allocated_bytes + max(self._segment_bytes, needed_bytes + 2 * RESERVE_BYTES & -RESERVE_BYTES)
         try:
             os.posix_fallocate(self._file, self._allocated_bytes, size - self._allocated_bytes)
+            self.cells.release()
             self.map.resize(size - RESERVE_BYTES)
+            self.cells = memoryview(self.map).cast("d")
             os.posix_fallocate(self._file, 0, size)  # resizing has cut the file to the map: give the reserve back
         except (OSError, SystemError, ValueError) as error:
             self._give_up(error)
@@ -301,7 +386,8 @@ class Recorder:
         self.closed = True
         _open_recorders.discard(self)
         ours = os.getpid() == self._pid
-        position = self._end if self._full else self.position
+        position = (self._end if self._full else self.position) << 3
+        self.cells.release()
         if ours and self._allocated_bytes:
             if self._full:  # the reserve is allocated: the last row fits although the disk is full
                 try:
@@ -311,11 +397,12 @@ class Recorder:
             end = events.End(
                 dropped=self.dropped, cost_us=self.cost.total_us(self._estimated_rows(position)), bytes=position
             )
-            now_us = (perf_counter_ns() - self._clock_ns) // 1000
-            line = self._encode((CODES[events.End], now_us, *(getattr(end, name) for name in FIELDS[events.End])))
-            if position + len(line) + 1 <= len(self.map):
-                self.map[position : position + len(line) + 1] = line + b"\n"
-                position += len(line) + 1
+            ticks = int((perf_counter() + self.zero - ORIGIN) * TICKS_A_SECOND)
+            row = (CODES[events.End], ticks, *(getattr(end, name) for name in FIELDS[events.End]))
+            line = filled_up(self._encode(row))
+            if position + len(line) <= len(self.map):
+                self.map[position : position + len(line)] = line
+                position += len(line)
         self.map.close()
         self.map, self.position = mmap.mmap(-1, mmap.PAGESIZE), NOWHERE  # wrappers still running find no room here
         if ours:
@@ -327,10 +414,10 @@ class Recorder:
 
     def _estimated_rows(self, position: int) -> int:
         """How many rows there are, by what the last of them take. Nobody counts them while they are written."""
-        begin = max(0, position - SAMPLE_BYTES)
-        piece = self.map[begin:position]
-        splitter = RowSplitter(self._clock)
-        rows = splitter.feed(piece[piece.find(b"\n[") + 1 :])  # an array tells where a row begins
+        piece = self.map[max(0, position - SAMPLE_BYTES) : position]
+        array = re.search(rb"\n\[\d", piece)  # an array tells where a row begins
+        splitter = RowSplitter()
+        rows = splitter.feed(piece[array.start() + 1 :] if array else b"")
         return int(len(rows) / max(1, splitter.last_array_at) * position)
 
     def _abandon(self) -> None:
@@ -339,9 +426,10 @@ class Recorder:
         self.position = NOWHERE
 
 
-_pack_two_rates, _TWO_RATES_BYTES = RATES[2].pack_into, RATES[2].size
+_pack_two_rates, _TWO_RATES_WORDS = RATES[2].pack_into, RATES[2].size // WORD_BYTES
 _NORM_CODE = CODES[events.GradNorm]
-_pack_norm, _NORM_BYTES = PACKED[_NORM_CODE].pack_into, PACKED[_NORM_CODE].size
+_pack_norm, _NORM_WORDS = PACKED[_NORM_CODE].pack_into, PACKED[_NORM_CODE].size // WORD_BYTES
+_STATE_WORDS = PACKED[STATE_OF_INTEGERS].size // WORD_BYTES
 
 
 def _rate(rate: Any) -> events.Number:
@@ -350,25 +438,13 @@ def _rate(rate: Any) -> events.Number:
     return None if on_device else number(float(rate))
 
 
-END_OF_ROW = bytes([LINE_FEED])
-
-
-def begin_of_row(kind: int, name: int) -> bytes | None:
-    """The first three bytes of a call or a callback: its kind and its name; None where the name does not fit."""
-    return struct.pack("<BH", kind, name) if name < 1 << 16 else None
-
-
 def wrapper_names(recorder: Recorder) -> dict[str, Any]:
-    """What the body of a method's wrapper refers to when it packs its own rows.
-
-    The formats give the bytes that `PACKED` says, from pieces that need no conversion but the clock.
-    """
+    """What the bodies of all wrappers refer to when they store their own rows. The heads are the only floats in it."""
     return {
         "_t_sink": recorder,
-        "_t_map": recorder.map,
         "_t_clock": perf_counter,
-        "_t_pack": struct.Struct("<3sdc").pack_into,
-        "_t_pack_end": struct.Struct("<cdc").pack_into,
+        "_t_return_head": recorder.head_of(CELL_RETURN),
+        "_t_callback_end_head": recorder.head_of(CELL_CALLBACK_END),
         "_t_overflows": OVERFLOWS,
     }
 

@@ -1,11 +1,18 @@
 """The two forms of a trace: how a recording is laid out, how it is read, and how the canonical form is written.
 
-A recording is a sequence of rows, each closed by a line feed. Its first byte tells what a row is:
+A recording is a sequence of rows, and a row is one or more *words* of eight bytes, little-endian. The first word tells
+what a row is:
 
+    a float in [2^32, 2^33)   a *cell*, the whole row: its upper three bytes say what happened, its lower five when
     {   the `Head`, a JSON object: the first row, and no other
     [   a JSON array: its first element is the kind, its second (except in a definition) the time
-    1…  a kind that happens many times a step, packed into a few bytes (little-endian, no padding): see `PACKED`
+    1…  a kind that happens many times a step, packed (see `PACKED`); its last word is a cell that only gives the time
     0   nothing: the file was made longer than what it holds
+
+Time is counted in ticks of 2^-20 seconds since the recording began. Twelve bits of a cell are its number (`CELL_…`),
+the forty bits below them its time: `clock() + head` is a whole row, where `head` depends on the number alone. A float
+is what Python's clock gives, and storing it is the cheapest thing that can be done with it. Forty bits of ticks are
+twelve days; before they are used up the recorder begins to count anew, in a row of kind `NEW_TIME`.
 
     [0, id, text]                           definition: from here on `id` stands for `text`, a string or a list
     [1, t, method]                          call; `method` is the id of [method, cls, part, private]
@@ -18,16 +25,16 @@ A recording is a sequence of rows, each closed by a line feed. Its first byte te
     [8, t, flag, new, site, how]            flag is a position in FLAGS, `site` the id of [by, file, line]
     [9, t, field, old, new, site, how]      a field of the state
     [10 …, t, fields …]                     the other records: their fields in the order of events.py
+    [34, t, ticks]                          the times of the rows behind it begin so many ticks later
 
-`t` is in whole microseconds since the recording began; a packed row holds seconds of the process's clock, whose value
-at the beginning stands in the head (`process["clock"]`). Trailing fields that hold their default are left out.
-`event`, `callback`, `field`, `how` and the error's class are ids of strings. Calls, events and callbacks close in the
-opposite order of their opening, so a closing row needs no name. Any packed row may stand as its array instead, and
-does where a number is too large for its bytes.
+`t` is the time in ticks. Trailing fields that hold their default are left out. `event`, `callback`, `field`, `how` and
+the error's class are ids of strings. Calls, events and callbacks close in the opposite order of their opening, so a
+closing row needs no name. Any cell and any packed row may stand as its array instead, and does where a number is too
+large for its bits. An array is filled up with spaces, so that its line feed is the last byte of a word.
 
-A row is whole when its line feed is there, and it is written last. A recording that was cut short ends in zero bytes; a
-reader stops there, or at a row without its line feed, and says so (`Reading.complete`, `Reading.torn_bytes`,
-`Reading.open_scopes`).
+A cell is stored at once. An array is whole when its line feed is there, a packed row when its last word is: they are
+written last. A recording that was cut short ends in zero bytes; a reader stops there, or at a row that is not whole,
+and says so (`Reading.complete`, `Reading.torn_bytes`, `Reading.open_scopes`).
 """
 
 from __future__ import annotations
@@ -81,29 +88,63 @@ FIELDS: dict[type[Record], tuple[str, ...]] = {
 STATE_OF_INTEGERS, STATE_OF_FLOATS = 0x20, 0x21
 """First byte of a packed STATE row, by the type of its old and new value."""
 
-LINE_FEED = 10
+NEW_TIME = 0x22
+"""Kind of the row from which on times are counted anew. It is no record: readers only add it up."""
+
+WORD_BYTES = 8
+
+TICKS_A_SECOND = 1 << 20
+
+CELL_RETURN, CELL_CALLBACK_END, CELL_EVENT_END, CELL_NAMED = 1, 2, 32, 64
+"""Numbers of cells. At the end of an event the flags that are up are added; a call adds twice the id of its method, a
+callback twice its own and one. Number 0 is the time at the end of a packed row."""
+
+CELL_NUMBERS = 1 << 12
+
+CELL_EXPONENT = 0x41F
+"""Sign and exponent of a float in [2^32, 2^33): the upper twelve bits of every cell."""
+
+ORIGIN = 2.0**32
+
+TIME_BITS = 40
+
+END_OF_PACKED = struct.pack("<d", ORIGIN)[5:]
+"""The last three bytes of a packed row: a cell with the number 0, without its time."""
 
 PACKED: dict[int, struct.Struct] = {
-    CALL: struct.Struct("<BHdB"),  # kind, method, clock, line feed
-    RETURN: struct.Struct("<BdB"),  # kind, clock, line feed
-    EVENT: struct.Struct("<BHIdBBdB"),  # kind, event, step, epoch (NaN for none), lowered, raised, clock, line feed
-    EVENT_END: struct.Struct("<BBdB"),  # kind, raised, clock, line feed
-    CALLBACK: struct.Struct("<BHdB"),  # kind, callback, clock, line feed
-    CALLBACK_END: struct.Struct("<BdB"),  # kind, clock, line feed
-    STATE_OF_INTEGERS: struct.Struct("<BHHqqdB"),  # kind, field, site, old, new, clock, line feed
-    STATE_OF_FLOATS: struct.Struct("<BHHdddB"),  # the same
-    CODES[events.GradNorm]: struct.Struct("<BdddB"),  # kind, norm, limit, clock, line feed
+    EVENT: struct.Struct("<BHBB3xI4xdd"),  # kind, event, lowered, raised, step, epoch (NaN for none), time
+    STATE_OF_INTEGERS: struct.Struct("<BHH3xqqd"),  # kind, field, site, old, new, time
+    STATE_OF_FLOATS: struct.Struct("<BHH3xddd"),  # the same
+    CODES[events.GradNorm]: struct.Struct("<B7xddd"),  # kind, norm, limit, time
 }
-"""Kinds that happen many times a step."""
+"""Kinds that happen many times a step and hold more than a name. The last byte of their first word is 0, so that it is
+no cell."""
 
-RATES: dict[int, struct.Struct] = {count: struct.Struct(f"<BBB{count}ddB") for count in range(1, 9)}
-"""Optimizer and scheduler steps, by their number of parameter groups: kind, groups, skipped, rates, clock, line feed."""
+RATES: dict[int, struct.Struct] = {count: struct.Struct(f"<BBB5x{count}dd") for count in range(1, 9)}
+"""Optimizer and scheduler steps, by their number of parameter groups: kind, groups, skipped, rates, time."""
 
 RATE_KINDS = (CODES[events.OptimizerStep], CODES[events.SchedulerStep])
 
+SAMPLES = CODES[events.Samples]
+
+SAMPLES_ROWS = [struct.Struct(f"<BBHHBxI{count}I{4 * (count + 1 & 1)}xd") for count in range(65)]
+"""Samples of a micro-batch, by the number of positions: kind, positions, rows, labels, whether it is evaluated, digest,
+positions, time."""
+
+COUNTED: dict[int, dict[int, struct.Struct]] = {
+    **dict.fromkeys(RATE_KINDS, RATES),
+    SAMPLES: dict(enumerate(SAMPLES_ROWS)),
+}
+"""Packed kinds whose rows are of many sizes: their second byte tells which."""
+
 CHUNK_BYTES = 1 << 20
 
-LONGEST_TORN_ROW_BYTES = 64
+RECORDING = "recording"
+"""`Head.form` of a recording. Those of earlier versions, "rows", were laid out otherwise."""
+
+FORMS = (RECORDING, "canonical", "portable")
+
+LONGEST_TORN_ROW_BYTES = 512
 """Of a row whose first piece is missing."""
 
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
@@ -190,11 +231,11 @@ class Reading:
     def __iter__(self) -> Iterator[Record]:
         self.end, self.complete, self.open_scopes, self.torn_bytes, self.rows, self.gap = None, False, [], 0, 1, ""
         yield self.head
-        for record in self._recorded() if self.head.form == "rows" else self._canonical():
+        for record in self._recorded() if self.head.form == RECORDING else self._canonical():
             if type(record) is events.End:
                 self.end, self.complete = record, True
                 self.open_scopes.clear()
-                if self.head.form == "rows":
+                if self.head.form == RECORDING:
                     record.rows = self.rows
                 elif record.rows != self.rows:
                     self.gap = f"{record.rows:,} rows were recorded, but {self.rows:,} are in the file"
@@ -206,7 +247,7 @@ class Reading:
         decoder = RowDecoder(self.head, self.open_scopes)
         decode = decoder.decode
         with open(self.path, "rb") as file:
-            split = RowSplitter(decoder.clock)
+            split = RowSplitter()
             file.seek(0)
             head_is_behind = False
             number = 1
@@ -270,9 +311,15 @@ class Reading:
                 f"{self.path} has trace schema {schema}, newer than {SCHEMA} that this minitrainer reads: upgrade it"
             )
         try:
-            return msgspec.convert(fields, events.Head)
+            head = msgspec.convert(fields, events.Head)
         except msgspec.ValidationError as error:
             raise UsageError(f"{self.path}: its header is malformed: {error}") from error
+        if head.form not in FORMS:
+            by_an_earlier = " (recorded by an earlier minitrainer?)" if head.form == "rows" else ""
+            raise UsageError(
+                f"{self.path} has the form {head.form[:40]!r}, which this minitrainer does not read{by_an_earlier}"
+            )
+        return head
 
 
 class _Lines:
@@ -349,21 +396,46 @@ def _follow(scopes: list[Scope], record: Record) -> None:
 # -- rows to records -----------------------------------------------------------------
 
 
-class RowSplitter:
-    """Cuts the bytes of a recording into rows, packed ones and arrays alike, as they come in.
+def cell_head(number: int, zero: float) -> float | None:
+    """What has to be added to the clock for a cell with this number; None for a number that a cell can't hold.
 
     Args:
-        clock: the process's clock at the beginning, from the head.
+        number: what happened.
+        zero: the head of number 0: 2^32 less the clock's value when times began to be counted, in whole ticks.
+    """
+    return zero + float(number << 20) if number < CELL_NUMBERS else None
+
+
+def microseconds(ticks: int) -> int:
+    """A time, in whole microseconds."""
+    return ticks * 15625 >> 14  # 10^6 / 2^20
+
+
+def ticks(at_us: int) -> int:
+    """The first tick of a microsecond: the inverse of `microseconds`."""
+    return -((-at_us << 14) // 15625)
+
+
+def filled_up(array: bytes) -> bytes:
+    """An array as it stands in a recording: with spaces and a line feed up to the end of a word."""
+    return array + FILLINGS[len(array) & 7]
+
+
+FILLINGS = [b" " * (7 - used) + b"\n" for used in range(WORD_BYTES)]
+
+
+class RowSplitter:
+    """Cuts the bytes of a recording into rows as they come in, each in the shape of its array, times in microseconds.
 
     Attributes:
         stopped: whether a zero byte, or something that is not a row, was met where a row should begin.
         last_array_at: how many bytes stand before the last row that is an array.
     """
 
-    def __init__(self, clock: float = 0.0):
-        self.clock = clock
+    def __init__(self) -> None:
         self.stopped = False
         self.last_array_at = 0
+        self._began = 0  # ticks until times were last counted anew
         self._before = 0
         self._rest = b""
         self._parse = msgspec.json.Decoder().decode
@@ -372,48 +444,82 @@ class RowSplitter:
         """Take more bytes; return the rows that are whole now (the head as a dict)."""
         data = self._rest + chunk
         rows: list[Any] = []
-        add, parse, unpack = rows.append, self._parse, self._unpack
-        position, length = 0, len(data)
+        add = rows.append
+        position, length = 0, len(data) & -WORD_BYTES
+        words = struct.unpack_from(f"<{length // WORD_BYTES}Q", data)
         while position < length:
-            kind = data[position]
-            packed = PACKED.get(kind)
-            if packed is not None:
-                end = position + packed.size
-            elif kind == 0x5B or kind == 0x7B:  # [ or {
+            word = words[position >> 3]
+            if word >> 52 == CELL_EXPONENT:
+                row = self._cell(word)
+                if row is not None:
+                    add(row)
+                position += WORD_BYTES
+                continue
+            kind = word & 0xFF
+            if kind == 0x5B or kind == 0x7B:  # [ or {
                 end = data.find(b"\n", position) + 1
                 if not end:
                     if data.find(b"\0", position) >= 0:
                         self.stopped = True
                     break
                 try:
-                    add(parse(data[position : end - 1]))
+                    row = self._parse(data[position : end - 1])
                 except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+                    row = None
+                if row is None or end % WORD_BYTES:
                     self.stopped = True
                     break
                 self.last_array_at = self._before + position
                 position = end
+                if kind == 0x7B or self._tell_the_time(row):
+                    add(row)
                 continue
-            elif kind in RATE_KINDS:
-                if position + 1 >= length:
-                    break
-                packed = RATES.get(data[position + 1])
-                if packed is None:
-                    self.stopped = True
-                    break
-                end = position + packed.size
-            else:
+            by_count = COUNTED.get(kind)
+            packed = PACKED.get(kind) if by_count is None else by_count.get(word >> 8 & 0xFF)
+            if packed is None:
                 self.stopped = True
                 break
+            end = position + packed.size
             if end > length:
                 break
-            if data[end - 1] != LINE_FEED:
+            if not data.startswith(END_OF_PACKED, end - len(END_OF_PACKED)):
                 self.stopped = True
                 break
-            add(unpack(kind, packed.unpack_from(data, position)))
+            add(self._unpack(kind, packed.unpack_from(data, position), words[(end >> 3) - 1]))
             position = end
         self._rest = data[position:]
         self._before += position
         return rows
+
+    def _at(self, word: int) -> int:
+        """Microseconds since the recording began, from a cell."""
+        return microseconds(self._began + (word & (1 << TIME_BITS) - 1))
+
+    def _tell_the_time(self, row: Any) -> bool:
+        """Bring the time of an array to microseconds; False for one that is about the time only."""
+        if type(row) is not list or len(row) < 2 or row[0] == DEFINITION or type(row[1]) is not int:
+            return True  # whoever decodes it looks whether it is well-formed
+        ticks = row[1]
+        row[1] = microseconds(self._began + ticks)
+        if row[0] != NEW_TIME:
+            return True
+        self._began += row[2] if len(row) > 2 and type(row[2]) is int else 0
+        return False
+
+    def _cell(self, word: int) -> tuple[Any, ...] | None:
+        """The row that a cell is; None for a number that a later version added."""
+        at = self._at(word)
+        number = word >> TIME_BITS & CELL_NUMBERS - 1
+        if number >= CELL_NAMED:
+            number -= CELL_NAMED
+            return (CALLBACK if number & 1 else CALL, at, number >> 1)
+        if number == CELL_RETURN:
+            return (RETURN, at)
+        if number == CELL_CALLBACK_END:
+            return (CALLBACK_END, at)
+        if number >= CELL_EVENT_END:
+            return (EVENT_END, at, number - CELL_EVENT_END)
+        return None
 
     def close(self) -> int:
         """Return how many bytes that are not zero stand after the last whole row."""
@@ -423,39 +529,35 @@ class RowSplitter:
         """Whether what is left over is one row that was being written: it is shorter than the longest, and nothing
         but zero bytes stands after it."""
         rest = self._rest.rstrip(b"\0")
-        if b"\n" in rest[:-1] and rest[:1] in (b"[", b"{"):
+        if rest[:1] in (b"[", b"{"):
+            if b"\n" in rest[:-1] or len(rest) > LONGEST_LINE_BYTES:
+                return False
+        elif len(rest) > LONGEST_TORN_ROW_BYTES:
             return False
-        if len(rest) > LONGEST_LINE_BYTES:
-            return False
-        # a row is copied in pieces, not always from its beginning: where the first is missing, it begins with zeros
-        begins_a_row = rest[:1] in (b"[", b"{") or rest[:1] and (rest[0] in PACKED or rest[0] in RATE_KINDS)
-        if rest and not begins_a_row and not (rest[0] == 0 and len(rest) <= LONGEST_TORN_ROW_BYTES):
-            return False
+        elif len(rest) >= WORD_BYTES and rest[0] and rest[0] not in PACKED and rest[0] not in COUNTED:
+            return False  # it may begin with zeros: a row is copied in pieces, not always from its beginning
         while chunk := file.read(CHUNK_BYTES):
             if chunk.strip(b"\0"):
                 return False
         return True
 
-    def _unpack(self, kind: int, fields: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Bring a packed row to the shape of its array."""
-        at = int((fields[-2] - self.clock) * 1e6)
-        if kind == CALL or kind == CALLBACK:
-            return (kind, at, fields[1])
-        if kind == RETURN or kind == CALLBACK_END:
-            return (kind, at)
+    def _unpack(self, kind: int, fields: tuple[Any, ...], time: int) -> tuple[Any, ...]:
+        """Bring a packed row to the shape of its array; `time` is its last word."""
+        at = self._at(time)
         if kind == EVENT:
-            epoch = fields[3]
-            return (EVENT, at, fields[1], fields[2], None if epoch != epoch else epoch, fields[4], fields[5])
-        if kind == EVENT_END:
-            return (EVENT_END, at, fields[1])
+            epoch = fields[5]
+            return (EVENT, at, fields[1], fields[4], None if epoch != epoch else epoch, fields[2], fields[3])
         if kind == STATE_OF_INTEGERS or kind == STATE_OF_FLOATS:
             old, new = fields[3], fields[4]
             if old - old != 0 or new - new != 0:
                 old, new = _number(old), _number(new)
             return (STATE, at, fields[1], old, new, fields[2])
         if kind in RATE_KINDS:
-            rates = [_number(rate) for rate in fields[3:-2]]
+            rates = [_number(rate) for rate in fields[3:-1]]
             return (kind, at, rates, True) if fields[2] else (kind, at, rates)
+        if kind == SAMPLES:
+            row = (kind, at, fields[2], fields[3], f"{fields[5]:08x}", list(fields[6:-1]))
+            return (*row, "eval") if fields[4] else row
         norm, limit = fields[1], fields[2]
         return (kind, at, _number(norm), _number(limit), norm > limit)
 
@@ -476,7 +578,7 @@ class Follower:
         self.head = Reading(path).head
         self.is_over = False
         self._decoder = RowDecoder(self.head, [])
-        self._splitter = RowSplitter(self._decoder.clock)
+        self._splitter = RowSplitter()
         self._file = open(path, "rb")
         self._head_is_behind = False
 
@@ -509,8 +611,6 @@ class RowDecoder:
         self.names: dict[int, Any] = {}
         self.scopes = scopes
         self.calls_open = 0
-        clock = (head.process or {}).get("clock", 0.0)
-        self.clock = float(clock) if isinstance(clock, (int, float)) else 0.0
 
     def decode(self, row: Any) -> Record | None:
         """The record of a row; None for a definition and for a kind that this version does not know."""
@@ -792,15 +892,16 @@ def write_rows(records: Iterable[Record], path: str | os.PathLike[str]) -> int:
     with open(path, "wb") as file:
         for record in records:
             if isinstance(record, events.Head):
-                file.write(_ENCODER.encode(msgspec.structs.replace(record, at=None, form="rows")) + b"\n")
+                file.write(filled_up(_ENCODER.encode(msgspec.structs.replace(record, at=None, form=RECORDING))))
                 written += 1
                 continue
             at_us = at_us if record.at is None else record.at
             row = _row_of(record, at_us, names)
             for definition in names.undefined:
-                file.write(_ENCODER.encode(definition) + b"\n")
+                file.write(filled_up(_ENCODER.encode(definition)))
             names.undefined.clear()
-            file.write(_ENCODER.encode(row) + b"\n")
+            row[1] = ticks(row[1])
+            file.write(filled_up(_ENCODER.encode(row)))
             written += 1
     return written
 
@@ -844,7 +945,7 @@ def sample_trace(steps: int = 4, accumulation: int = 2, logging_steps: int = 2, 
     """
     clock = iter(range(0, 10**9, 5))
     records: list[Record] = [
-        events.Head(schema=SCHEMA, form="rows", versions={"transformers": "4.31.0"}, rank=rank, scenario="sample"),
+        events.Head(schema=SCHEMA, form=RECORDING, versions={"transformers": "4.31.0"}, rank=rank, scenario="sample"),
         events.TrainerBegin(
             at=next(clock),
             trainer=0,

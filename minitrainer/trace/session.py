@@ -25,6 +25,7 @@ from minitrainer.trace import events
 from minitrainer.trace.errors import UsageError
 from minitrainer.trace.patching import unlink_wrappers
 from minitrainer.trace.recorder import Recorder
+from minitrainer.trace.rows import RECORDING
 
 COLLECTIVES_HOOK = "torch.ops.c10d"
 VERSIONS_OF = ("transformers", "minitrainer", "accelerate", "torch", "numpy")
@@ -122,7 +123,7 @@ class Session:
             hooks.append(COLLECTIVES_HOOK)
         return events.Head(
             schema=events.SCHEMA,
-            form="rows",
+            form=RECORDING,
             versions=loaded_versions(),
             rank=rank_of_process(),
             world_size=world_size_of_run(),

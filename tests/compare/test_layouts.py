@@ -26,9 +26,9 @@ def always_by_layout(monkeypatch):
     monkeypatch.setattr(layouts, "SMALL_BYTES", 0)
 
 
-def recorded(trace: Rows, path: Path, clock: float = 100.0) -> Path:
-    """Write a recording; its times begin at `clock`, so two of them never have equal bytes."""
-    write_packed(trace, path, clock)
+def recorded(trace: Rows, path: Path, began: float = 100.0) -> Path:
+    """Write a recording; its times begin at `began`, so two of them never have equal bytes."""
+    write_packed(trace, path, began)
     return path
 
 
@@ -51,9 +51,10 @@ def findings(comparison: Comparison) -> list[tuple]:
 
 
 def test_every_packed_kind_has_its_head():
-    assert set(layouts.HEAD_BYTES) == set(rows.PACKED)
-    assert all(packed.size > head + layouts.TAIL_BYTES - 1 for packed, head in
-               ((rows.PACKED[kind], head) for kind, head in layouts.HEAD_BYTES.items()))  # fmt: skip
+    assert set(layouts.HEAD_BYTES) == {*rows.PACKED, *rows.COUNTED}
+    for kind, head in layouts.HEAD_BYTES.items():
+        for packed in rows.COUNTED[kind].values() if kind in rows.COUNTED else [rows.PACKED[kind]]:
+            assert packed.size > head + rows.WORD_BYTES and not packed.size % rows.WORD_BYTES
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -105,11 +106,11 @@ def test_garbage_is_refused_in_one_line_or_read_as_the_reader_reads_it(data, tmp
 @pytest.mark.usefixtures("always_by_layout")
 @pytest.mark.parametrize("plant, expected", PLANTED, ids=[plant.__name__ for plant, _ in PLANTED])
 def test_a_planted_difference_is_found_in_recordings_too(plant, expected, tmp_path):
-    a, b = recorded(rich(), tmp_path / "a.rows"), recorded(plant(rich()), tmp_path / "b.rows", clock=5.0)
+    a, b = recorded(rich(), tmp_path / "a.rows"), recorded(plant(rich()), tmp_path / "b.rows", began=5.0)
     comparison = compare_runs(a, b)
     assert [(one.kind, one.change, one.subject) for one in comparison.findings] == [expected]
     assert comparison.first is not None
-    assert compare_runs(a, recorded(rich(), tmp_path / "c.rows", clock=7.0)).equal
+    assert compare_runs(a, recorded(rich(), tmp_path / "c.rows", began=7.0)).equal
 
 
 @pytest.mark.usefixtures("always_by_layout")

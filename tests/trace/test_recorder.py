@@ -20,16 +20,33 @@ from hypothesis import strategies as st
 
 from minitrainer.trace import events
 from minitrainer.trace.errors import UsageError
-from minitrainer.trace.recorder import FIRST_SEGMENT_BYTES, Recorder, plain
-from minitrainer.trace.rows import CODES, Follower, RowSplitter, read, sample_trace, write_rows
+from minitrainer.trace.recorder import FIRST_SEGMENT_BYTES, Recorder, plain, wrapper_names
+from minitrainer.trace.rows import (
+    CALLBACK,
+    CELL_NAMED,
+    CELL_NUMBERS,
+    CODES,
+    NEW_TIME,
+    ORIGIN,
+    TICKS_A_SECOND,
+    Follower,
+    RowSplitter,
+    cell_head,
+    filled_up,
+    read,
+    sample_trace,
+    write_rows,
+)
 
 KILL_POINTS = int(os.environ.get("MINITRAINER_KILL_POINTS", "20"))
 
 LOG = CODES[events.Log]
 
+HEAD = filled_up(b'{"kind":"head","schema":1,"form":"recording"}')
+
 
 def head() -> events.Head:
-    return events.Head(schema=events.SCHEMA, form="rows", versions={"python": "3"})
+    return events.Head(schema=events.SCHEMA, form="recording", versions={"python": "3"})
 
 
 # -- what is written can be read -------------------------------------------------------------------
@@ -71,7 +88,7 @@ def test_the_file_grows_over_segments_and_is_cut_to_its_length(tmp_path: Path) -
     count = 3 * FIRST_SEGMENT_BYTES // 1000
     for step in range(count):
         recorder.put(LOG, (step, {"text": text}))
-    written = recorder.position
+    written = 8 * recorder.position
     recorder.close()
     recorder.close()
     assert [record.step for record in read(tmp_path / "a.rows") if type(record) is events.Log] == list(range(count))
@@ -96,6 +113,45 @@ def test_names_beyond_sixteen_bits_are_written_as_arrays(tmp_path: Path) -> None
     assert site > 65_535
     (state,) = [record for record in read(tmp_path / "a.rows") if type(record) is events.State]
     assert (state.field, state.by, state.new) == ("field", "author", 2)
+
+
+def test_times_go_on_when_they_are_counted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six days in a twentieth of a second: cells, packed rows and arrays go on where they were."""
+    monkeypatch.setattr("minitrainer.trace.recorder.LONGEST_TIME_TICKS", TICKS_A_SECOND // 100)
+    recorder = Recorder(tmp_path / "a.rows", head())
+    method = recorder.name(("train", "Trainer", "", False))
+    names = recorder.wrapper_globals = wrapper_names(recorder)
+    names["_t_head"] = recorder.head_of(CELL_NAMED + 2 * method)
+    began, moments = time.perf_counter(), []
+    while not moments or moments[-1] < 0.05:
+        for cell in ("_t_head", "_t_return_head"):
+            recorder.cells[recorder.position] = time.perf_counter() + names[cell]
+            recorder.position += 1
+            moments.append(time.perf_counter() - began)
+        recorder.gradient_norm(1.0, 1.0)
+        recorder.put(LOG, (1, {}))
+        moments += [time.perf_counter() - began] * 2
+        time.sleep(0.001)
+    recorder.close()
+    content = (tmp_path / "a.rows").read_bytes()
+    assert content.count(b"[%d," % NEW_TIME) >= 4
+    records = list(read(tmp_path / "a.rows"))[1:-1]
+    assert {type(record) for record in records} == {events.Call, events.Return, events.GradNorm, events.Log}
+    times = [record.at for record in records]
+    assert times == sorted(times) and len(times) == len(moments)
+    begin = times[0] - 1e6 * moments[0]
+    assert max(abs(at - begin - 1e6 * moment) for at, moment in zip(times, moments, strict=True)) < 5_000
+
+
+def test_a_cell_is_one_tick_exact_and_the_highest_number_fits() -> None:
+    zero = ORIGIN - 1234.5
+    highest = cell_head(CELL_NUMBERS - 1, zero)
+    assert highest is not None and cell_head(CELL_NUMBERS, zero) is None
+    for elapsed in (0.0, 2.0**-20, 1.0, 2.0**20 - 2.0**-20):
+        cell = struct.pack("<d", 1234.5 + elapsed + highest)
+        ((kind, at, name),) = RowSplitter().feed(cell)
+        assert (kind, name) == (CALLBACK, (CELL_NUMBERS - 1 - CELL_NAMED) // 2)
+        assert at == int(1e6 * elapsed)
 
 
 def test_a_recording_in_use_is_not_cut_short_by_another(tmp_path: Path) -> None:
@@ -195,14 +251,16 @@ def _ends_a_row(content: bytes, records: list[events.Record]) -> bool:
         (b'{"kind":"call","method":"train"}\n', "not a trace"),
         (b'[{"name":"x","ph":"X"}]\n', "not a trace"),
         (b"[" * 100_000, "not a trace"),
-        (b'{"kind":"head","schema":"1","form":"rows"}\n', "not a trace"),
-        (b'{"kind":"head","schema":99,"form":"rows"}\n', "schema 99, newer than"),
+        (b'{"kind":"head","schema":"1","form":"recording"}\n', "not a trace"),
+        (b'{"kind":"head","schema":99,"form":"recording"}\n', "schema 99, newer than"),
         (b'{"kind":"head","schema":1,"form":7}\n', "malformed"),
-        (b'{"kind":"head","schema":1,"form":"rows"}\n[1,5,77]\n', "not a row of this schema"),
-        (b'{"kind":"head","schema":1,"form":"rows"}\n[2,5]\n', "not a row of this schema"),
-        (b'{"kind":"head","schema":1,"form":"rows"}\n["x",5]\n', "not a row of this schema"),
-        (b'{"kind":"head","schema":1,"form":"rows"}\nnonsense\n[21,5,"x"]\n', "is not a row"),
-        (b'{"kind":"head","schema":1,"form":"rows"}\n[18,5,"x",3]\n', "not a row of this schema"),
+        (b'{"kind":"head","schema":1,"form":"rows"}\n[21,5,"x"]\n', "recorded by an earlier minitrainer"),
+        (b'{"kind":"head","schema":1,"form":"recording"}\n[21,5,"x"]\n', "is not a row"),  # not filled up to a word
+        (HEAD + filled_up(b"[1,5,77]"), "not a row of this schema"),
+        (HEAD + filled_up(b"[2,5]"), "not a row of this schema"),
+        (HEAD + filled_up(b'["x",5]'), "not a row of this schema"),
+        (HEAD + filled_up(b"nonsense") + filled_up(b'[21,5,"x"]'), "is not a row"),
+        (HEAD + filled_up(b'[18,5,"x",3]'), "not a row of this schema"),
         (b'{"kind":"head","schema":1,"form":"canonical"}\n{"kind":"call"}\n', "not a trace record"),
         (
             b'{"kind":"head","schema":1,"form":"canonical"}\nnonsense\n{"kind":"note","text":""}\n',
@@ -224,11 +282,12 @@ def test_missing_files_and_folders_get_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_kinds_that_a_later_version_added_are_skipped(tmp_path: Path) -> None:
-    line = msgspec.json.encode(head()) + b"\n"
-    (tmp_path / "a").write_bytes(line + b'[200,5,"new"]\n[21,6,"known"]\n')
+    line = filled_up(msgspec.json.encode(head()))
+    new_cell = struct.pack("<d", ORIGIN + (3 << 20))
+    (tmp_path / "a").write_bytes(line + filled_up(b'[200,5,"new"]') + new_cell + filled_up(b'[21,6,"known"]'))
     assert [type(record) for record in read(tmp_path / "a")] == [events.Head, events.Note]
     (tmp_path / "b").write_bytes(
-        line.replace(b"rows", b"canonical") + b'{"kind":"new","x":1}\n{"kind":"note","text":"k"}\n'
+        line.replace(b"recording", b"canonical") + b'{"kind":"new","x":1}\n{"kind":"note","text":"k"}\n'
     )
     assert [type(record) for record in read(tmp_path / "b")] == [events.Head, events.Note]
 
@@ -239,7 +298,7 @@ def test_no_bytes_after_a_head_make_the_reader_fail_otherwise(noise: bytes) -> N
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
-        path.write_bytes(msgspec.json.encode(head()) + b"\n" + noise)
+        path.write_bytes(filled_up(msgspec.json.encode(head())) + noise)
         try:
             list(read(path))
         except UsageError as refusal:
@@ -254,7 +313,7 @@ sys.path[:0] = {path!r}
 from minitrainer.trace import events
 from minitrainer.trace.recorder import Recorder
 counter = mmap.mmap(os.open(sys.argv[2], os.O_RDWR), 8)
-recorder = Recorder(sys.argv[1], events.Head(schema=events.SCHEMA, form="rows"))
+recorder = Recorder(sys.argv[1], events.Head(schema=events.SCHEMA, form="recording"))
 print("ready", flush=True)
 step = 0
 while True:
@@ -307,7 +366,7 @@ from minitrainer.trace import events
 from minitrainer.trace.recorder import Recorder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
-recorder = Recorder(sys.argv[1], events.Head(schema=events.SCHEMA, form="rows"))
+recorder = Recorder(sys.argv[1], events.Head(schema=events.SCHEMA, form="recording"))
 for step in range(60_000):
     recorder.put(18, (step, {{"text": "w" * 40}}))
     recorder.gradient_norm(1.0, 1.0)

@@ -114,7 +114,7 @@ def test_lines_taken_out_are_found_by_their_count(tmp_path: Path) -> None:
 
 def test_bytes_taken_out_of_a_recording_are_found(tmp_path: Path) -> None:
     path = tmp_path / "rank0.rows"
-    recorder = Recorder(path, events.Head(schema=events.SCHEMA, form="rows"))
+    recorder = Recorder(path, events.Head(schema=events.SCHEMA, form="recording"))
     for step in range(3):
         recorder.put(CODES[events.Log], (step, {"loss": 0.5}))
     recorder.close()

@@ -19,7 +19,7 @@ from minitrainer.trace.render.terminal import tree_lines, wrapped
 from minitrainer.trace.render.tree import TreeBuilder
 from minitrainer.trace.render.verdict import Verdict
 from minitrainer.trace.render.words import counted, exact, numbers
-from minitrainer.trace.rows import canonical
+from minitrainer.trace.rows import RECORDING, canonical
 
 PAGE_WIDTH = 100
 """Characters in a line of the tree."""
@@ -42,7 +42,7 @@ def page_of(run: Run) -> str:
         summary = RankSummary(rank)
         summaries.append(summary)
         # A recording's times and clock values would make every page of the same run another one.
-        for record in canonical(reading) if reading.head.form == "rows" else reading:
+        for record in canonical(reading) if reading.head.form == RECORDING else reading:
             summary.add(record)
             if reading is run.first:
                 builder.add(record)

@@ -15,6 +15,7 @@ from minitrainer.trace.events import FLAGS, as_float
 from minitrainer.trace.ranks import Run
 from minitrainer.trace.render import words
 from minitrainer.trace.render.escape import printable
+from minitrainer.trace.rows import RECORDING
 
 PARTS, CALLS = 0, 1
 """Tracks (threads) of a rank: epochs and steps above, calls with their events and callbacks below."""
@@ -27,7 +28,7 @@ def write(run: Run, file: TextIO) -> int:
     Returns:
         The number of trace events written.
     """
-    has_times = all(reading.head.form == "rows" for reading in run.readings.values())
+    has_times = all(reading.head.form == RECORDING for reading in run.readings.values())
     about = {
         "from": ", ".join(words.heading(reading.head) for reading in run.readings.values()),
         "clock": "microseconds" if has_times else "one microsecond a row: this trace holds no times",
