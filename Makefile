@@ -90,7 +90,7 @@ parity-long: $(VENV)/ready-test ## 10,000 drawn runs, ours against the real 4.31
 	$(BIN)/python -m tests.parity.search --examples $${MINITRAINER_EXAMPLES:-10000} $(ARGS)
 
 .PHONY: gpu
-gpu: $(VENV)/ready-test ## on a machine with CUDA cards: parity, trace, what the cards say, speed (a quarter of an hour)
+gpu: $(VENV)/ready-test ## on a machine with CUDA cards: parity, trace, what the cards say, speed (about half an hour)
 	MINITRAINER_GPU_FACTS=$${OUT:-runs/gpu} $(BIN)/python -m pytest -m gpu -q tests/gpu
 	$(BIN)/python -m tests.benchmarks.gpu_speed --json $${OUT:-runs/gpu}/speed.json
 	$(BIN)/python -m tests.benchmarks.gpu_trace_cost --json $${OUT:-runs/gpu}/trace-cost.json

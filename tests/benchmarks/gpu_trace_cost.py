@@ -3,13 +3,16 @@
     python -m tests.benchmarks.gpu_trace_cost                        BERT-base, bf16 and then fp32, on all cards
     python -m tests.benchmarks.gpu_trace_cost --json cost.json       and as facts
 
-One training run a card; within it the trace goes off, on, on, off, block by block, some hundred times. A block is one
-step to settle, which is left out, and then five that are timed; the last of them holds a log. Attaching, detaching and
-the wait for the card lie between two blocks. What is compared are neighbours, a quarter of a second apart, so the
-machine's slow changes of pace cancel; and neighbours that do not differ at all are compared in the same way: that is
-what the clock can tell. The comparisons of all cards are put together.
+One training run a card; within it the trace goes off, on, on, off, block by block. A block is ten steps to settle,
+which are left out, and then ten that are timed. The last of each ten holds a log. Attaching, detaching and the wait for
+the card lie between two blocks. What is compared are neighbours, some twenty steps apart, so the machine's slow changes
+of pace cancel; and neighbours that do not differ at all are compared in the same way: that is what the clock can tell.
+The comparisons of all cards are put together.
 
-Three readings of a block: the time of a step, as if every tenth had a log; of a step without one; and what the thread
+Why so many steps to settle: attaching makes new wrappers, and the interpreter specialises a function only after some
+calls. A run pays for that once; with one step to settle and five that are timed, it was counted in every step.
+
+Three readings of a block: the time of a step, where every tenth has a log; of a step without one; and what the thread
 that trains used of its processor (a step of this size is bound by the host). Each process stays on one core.
 """
 
@@ -32,11 +35,11 @@ import numpy as np
 
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 
-SETTLING_STEPS, TIMED_STEPS = 1, 5
-STEPS = SETTLING_STEPS + TIMED_STEPS  # of a block; the Trainer logs as often
-STEPS_A_LOG = 10  # of the runs that the goal is about
+STEPS_A_LOG = 10  # as in the runs that the goal is about
+SETTLING_STEPS = TIMED_STEPS = STEPS_A_LOG  # each ends with a log
+STEPS = SETTLING_STEPS + TIMED_STEPS  # of a block
 PATTERN = (False, True, True, False)  # whether the trace is on, block by block
-WARM_UP_BLOCKS = 12
+WARM_UP_BLOCKS = 4  # whole patterns: the first block that counts is one without a trace
 GOAL = 0.005  # of a step
 FEWEST_GROUPS = 20  # of fewer, the resampled means scatter less than the mean does
 TRIMMED = 0.1  # of the comparisons on either side: a hiccup of the machine is no cost of a trace
@@ -52,16 +55,10 @@ class Block(NamedTuple):
     thread: list[float]  # the training thread's processor time in each
 
 
-def with_its_share_of_a_log(steps: list[float]) -> float:
-    """The mean of steps of which one in STEPS_A_LOG holds a log, from a block whose last one does."""
-    *without, last = steps
-    return ((STEPS_A_LOG - 1) * sum(without) / len(without) + last) / STEPS_A_LOG
-
-
 READINGS = {
-    "a step, every tenth with a log": lambda block: with_its_share_of_a_log(block.wall),
-    "a step without a log": lambda block: sum(block.wall[:-1]) / len(block.wall[:-1]),
-    "the thread's own time in a step": lambda block: with_its_share_of_a_log(block.thread),
+    "a step, every tenth with a log": lambda block: sum(block.wall) / TIMED_STEPS,
+    "a step without a log": lambda block: sum(block.wall[:-1]) / (TIMED_STEPS - 1),
+    "the thread's own time in a step": lambda block: sum(block.thread) / TIMED_STEPS,
 }
 
 # -- parent ----------------------------------------------------------------------------------------------------------
@@ -70,7 +67,7 @@ READINGS = {
 def main() -> None:
     """Measure one precision after the other, on all cards at once, and say what was found."""
     parser = argparse.ArgumentParser(description="what a trace adds to a training step on a card")
-    parser.add_argument("--seconds", type=float, default=150, help="of training, for each precision")
+    parser.add_argument("--seconds", type=float, default=300, help="of training, for each precision")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
     parser.add_argument("--way", default="minitrainer", choices=["minitrainer", "transformers"])
     parser.add_argument("--environment", default="installed", choices=["installed", "reference"])
@@ -87,7 +84,11 @@ def main() -> None:
         raise SystemExit("gpu_trace_cost needs a CUDA device, and torch finds none here")
     facts: dict[str, Any] = {
         name: vars(asked)[name] for name in ("way", "environment", "samples", "tokens", "layers", "hidden", "seconds")
-    } | {"cards": cards(), "timed_steps_of_a_block": TIMED_STEPS, "precisions": {}}
+    } | {
+        "cards": cards(),
+        "steps_of_a_block": {"to settle": SETTLING_STEPS, "timed": TIMED_STEPS},
+        "precisions": {},
+    }
     for precision in asked.precisions:
         processes = [start(asked, precision, card) for card in range(cards())]
         answers = [process.communicate()[0] for process in processes]
@@ -117,18 +118,10 @@ def start(asked: argparse.Namespace, precision: str, card: int) -> subprocess.Po
 def put_together(answers: list[dict[str, Any]]) -> dict[str, Any]:
     """What the processes of one precision have found, each on its card."""
     runs = [[Block(*block) for block in answer["blocks"]] for answer in answers]
-    off = [step for blocks in runs for block in blocks if not block.on for step in block.wall]
-    steps = sum(answer["steps_with_a_trace"] for answer in answers)
-    own = sum(answer["own_seconds"] for answer in answers) / steps
     return {
         "surroundings": answers[0]["surroundings"],
         "blocks": sum(map(len, runs)),
         "readings": figures(runs),
-        "by_its_own_count": {
-            "microseconds_a_step": 1e6 * own,
-            "share": own / float(np.median(off)),
-            "rows_a_step": sum(answer["rows"] for answer in answers) / steps,
-        },
         "seconds_of_each_block": [
             {
                 "on": [int(block.on) for block in blocks],
@@ -142,7 +135,7 @@ def put_together(answers: list[dict[str, Any]]) -> dict[str, Any]:
 
 def show(precision: str, found: dict[str, Any]) -> None:
     """Print what was found, with its uncertainty, in words."""
-    print(f"{precision}: {found['blocks']} blocks of {TIMED_STEPS} steps, {found['surroundings']}")
+    print(f"{precision}: {found['blocks']} blocks of {STEPS} steps, {TIMED_STEPS} timed, {found['surroundings']}")
     for name, reading in found["readings"].items():
         added, null = reading["added"], reading["null"]
         print(
@@ -155,10 +148,6 @@ def show(precision: str, found: dict[str, Any]) -> None:
             f"(95 %: {percent(null['interval'][0])} to {percent(null['interval'][1])}; {null['groups']} groups)"
         )
         print(f"  {'':<34}{verdict(reading)}")
-    own = found["by_its_own_count"]
-    print(
-        f"  by its own count, attaching included: {own['microseconds_a_step']:.1f} µs a step = {percent(own['share'])}"
-    )
     sys.stdout.flush()
 
 
@@ -253,7 +242,7 @@ def work(asked: argparse.Namespace) -> None:
             library,
             folder,
             max_steps=10**6,  # a clock ends the run
-            logging_steps=STEPS,
+            logging_steps=STEPS_A_LOG,
             per_device_train_batch_size=asked.samples,
             bf16=precision == "bf16",
         )
@@ -276,9 +265,6 @@ def work(asked: argparse.Namespace) -> None:
     facts = {
         "surroundings": f"{device}, torch {torch.__version__}, transformers {transformers.__version__}",
         "blocks": blocks,
-        "own_seconds": switching.own_seconds,
-        "rows": switching.rows,
-        "steps_with_a_trace": switching.steps_with_a_trace,
     }
     answers.write(json.dumps(facts))
     answers.flush()
@@ -289,16 +275,13 @@ class Switching:
 
     A block begins and ends where the loop clears the gradients: between two steps, outside of everything that a trace
     hooks. The log of a step comes after that, so it is timed with the micro-batch of the next one: the last of a block.
-
-    Attributes:
-        own_seconds, rows, steps_with_a_trace: by the recordings' own count, settling steps included.
+    Each recording is read again, to see that the trace was on for its whole block.
     """
 
     def __init__(self, trainer: Any, library: Any, folder: Path, seconds: float):
         self.trainer = trainer
         self.folder = folder
         self.deadline = time.perf_counter() + seconds
-        self.own_seconds, self.rows, self.steps_with_a_trace = 0.0, 0, 0
         self._session: Any = None
         self._blocks: list[Block] = []
         self._moments: list[tuple[float, float]] = []
@@ -323,7 +306,7 @@ class Switching:
             self.trainer.train()
         finally:
             torch.nn.Module.zero_grad = clear_gradients  # type: ignore[method-assign]
-            self._detach()
+            self._detach(is_whole_block=False)
         whole = len(self._blocks) - len(self._blocks) % len(PATTERN)
         return self._blocks[:whole]
 
@@ -338,7 +321,7 @@ class Switching:
             self._note()
             if number > WARM_UP_BLOCKS:
                 self._blocks.append(self._measured(number - 1))
-            self._detach()
+            self._detach(is_whole_block=True)
             if number == WARM_UP_BLOCKS:
                 gc.collect()
                 gc.freeze()  # what is there by now stays: no later collection walks over it
@@ -366,19 +349,15 @@ class Switching:
 
         self._session = trace(self.trainer, self.folder / f"{number}.rows").start()
 
-    def _detach(self) -> None:
+    def _detach(self, is_whole_block: bool) -> None:
         session, self._session = self._session, None
         if session is None:
             return
         session.stop()
         from minitrainer.trace import events, rows
 
-        recorded = list(rows.read(session.path))
-        last = recorded[-1]
-        if isinstance(last, events.End) and last.cost_us is not None:
-            self.own_seconds += last.cost_us / 1e6
-            self.rows += len(recorded)
-            self.steps_with_a_trace += STEPS
+        steps = sum(isinstance(row, events.OptimizerStep) for row in rows.read(session.path))
+        assert not is_whole_block or steps == STEPS, f"{steps} steps recorded in a block of {STEPS}"
         session.path.unlink()
 
 

@@ -13,14 +13,20 @@ STEP = 0.08  # seconds
 # -- the cost of a trace ---------------------------------------------------------------------------------------------
 
 
-def made(added: float, noise: float, drift: float, count: int = 400, seed: int = 0) -> list[Block]:
-    """Blocks whose steps take STEP, `added` of it more with the trace, `drift` of it more from the first to the last."""
+def made(
+    added: float, noise: float, drift: float, count: int = 400, seed: int = 0, added_to_a_log: float = 0.0
+) -> list[Block]:
+    """Blocks whose steps take STEP, `added` of it more with the trace, `drift` of it more from the first to the last.
+
+    The last step of a block takes `added_to_a_log` of STEP more with the trace.
+    """
     random = np.random.default_rng(seed)
     blocks = []
     for number in range(count):
         on = PATTERN[number % len(PATTERN)]
         base = STEP * (1 + added * on + drift * number / count)
         steps = base * (1 + noise * random.standard_normal(TIMED_STEPS))
+        steps[-1] += STEP * added_to_a_log * on
         blocks.append(Block(on, steps.tolist(), (steps / 2).tolist()))
     return blocks
 
@@ -34,6 +40,14 @@ def test_a_known_cost_is_found_again_within_its_interval(name: str, added: float
     assert high - low < 0.002
     assert found["null"]["interval"][0] < 0 < found["null"]["interval"][1]
     assert (found["added"]["groups"], found["null"]["groups"]) == (200, 198)
+
+
+def test_a_log_counts_as_one_step_of_ten() -> None:
+    found = figures([made(0.003, noise=0.01, drift=0.0, added_to_a_log=0.05)])
+    for name, expected in (("a step, every tenth with a log", 0.008), ("a step without a log", 0.003)):
+        low, high = found[name]["added"]["interval"]
+        assert low < expected < high, name
+        assert high - low < 0.003, name
 
 
 def test_the_interval_covers_what_it_says() -> None:
