@@ -27,9 +27,6 @@ LARGEST_SEARCHED_BYTES = 1 << 16
 Identity = tuple[Any, Any, Any]
 """What is known of a batch in the host's memory: rows, labels, digest."""
 
-MOST_ADDRESSES = 256
-"""A loader puts its batches where earlier ones lay: views of so many places are kept."""
-
 
 class Batches:
     """Follows batches from the loader to the Trainer.
@@ -50,11 +47,10 @@ class Batches:
             torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
             torch.float64, torch.float32, torch.float16,
         }  # fmt: skip
-        # name -> what its tensors had in common so far: shape, element type, digest of these and the name, number of
-        # bytes (0 where they can't be read as they lie), rows, whether all labels count, bytes of one that does not,
-        # elements
-        self._starts: dict[Any, tuple[Any, Any, int, int, Any, bool, bytes, int]] = {}
-        self._views: dict[tuple[int, int], Any] = {}  # address and size -> the bytes that lie there now
+        # name -> what its tensors had in common so far: shape, element type, digest of these and the name, what gives
+        # the bytes at an address (None where they can't be read as they lie), rows, whether all labels count, bytes of
+        # one that does not, elements
+        self._starts: dict[Any, tuple[Any, Any, int, Any, Any, bool, bytes, int]] = {}
         self.drawer: Any = None
         self.drawn: Any = None
         self.in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
@@ -126,24 +122,24 @@ class Batches:
 
         The digest covers name, element type, shape and bytes of every tensor, in the order of the batch.
         """
-        tensor_class, starts, views = self._tensor_class, self._starts, self._views
+        tensor_class, starts = self._tensor_class, self._starts
         digest = 0
         rows = labels = None
         for name, value in inputs.items() if hasattr(inputs, "items") else enumerate(_flat(inputs)):
             content: Any = None
             known = starts.get(name)
             if known is not None and type(value) is tensor_class and value.is_cpu:
-                shape, kind, start, size, first, all_count, ignored, elements = known
-                if size and value.dtype is kind and value.shape == shape and value.is_contiguous():
+                shape, kind, start, bytes_at, first, all_count, ignored, elements = known
+                if bytes_at and value.dtype is kind and value.shape == shape and value.is_contiguous():
                     address = value.data_ptr()  # 0 for a storage that was given back
                     if address:
-                        content = views.get((address, size)) or self._view(address, size)
+                        content = bytes_at(address)
             if content is None:
                 if not isinstance(value, tensor_class):
                     continue
                 if not value.is_cpu or value.layout is not self._strided:
                     return rows, labels, None
-                _, _, start, size, first, all_count, ignored, elements = self._start(name, value)
+                _, _, start, _, first, all_count, ignored, elements = self._start(name, value)
                 content = self._array(value)
             digest = xxh3_64_intdigest(content, digest ^ start)
             if rows is None:
@@ -155,14 +151,7 @@ class Batches:
                     labels = int((self._array(value) != IGNORED_LABEL).sum())
         return rows, labels, digest & 0xFFFFFFFF
 
-    def _view(self, address: int, size: int) -> Any:
-        """The bytes that lie at an address, as they are whenever they are read."""
-        if len(self._views) >= MOST_ADDRESSES:
-            self._views.clear()
-        view = self._views[address, size] = (ctypes.c_char * size).from_address(address)
-        return view
-
-    def _start(self, name: Any, tensor: Any) -> tuple[Any, Any, int, int, Any, bool, bytes, int]:
+    def _start(self, name: Any, tensor: Any) -> tuple[Any, Any, int, Any, Any, bool, bytes, int]:
         """What all tensors of this name, shape and type have in common."""
         size = tensor.numel() * tensor.element_size()
         shape, kind = tensor.shape, tensor.dtype
@@ -173,7 +162,7 @@ class Batches:
             shape,
             kind,
             crc32(f"{name} {kind} {tuple(shape)}".encode()),
-            size if kind in self._plain_kinds else 0,
+            (ctypes.c_char * size).from_address if kind in self._plain_kinds and size else None,
             shape[0] if shape else None,
             tensor.is_floating_point(),
             ignored,
