@@ -2,10 +2,12 @@
 
     python -m tests.benchmarks.trace_cost                  CPU time a step, size on disk, cost at the end
     python -m tests.benchmarks.trace_cost --instructions   instructions a step instead, counted by valgrind (slow)
+    python -m tests.benchmarks.trace_cost --alternate      our trace alone, switched on and off within one run
 
 The work is a real Trainer of transformers with a tiny BERT, or with one linear layer (the worst case: next to nothing to
 do but the Trainer's own calls). Every tool runs in a process of its own. CPU time a step is the tenth percentile, which
-other load on the machine disturbs least; instructions do not depend on load at all.
+other load on the machine disturbs least; instructions do not depend on load at all. Two processes differ by chance, in
+where their memory lies: on and off within one run is the surest for one tool.
 
 The other tools are optional: `pip install viztracer opentelemetry-sdk`. What is not installed is left out, by name.
 """
@@ -34,6 +36,9 @@ TOOLS = ("none", "minitrainer.trace", "viztracer", "torch.profiler", "cProfile",
 WORK = ("bert", "linear")
 
 WARM_STEPS = 40
+ALTERNATING_STEPS, SETTLING_STEPS = 100, 40
+"""Of a block with or without the trace, and how many of them do not count: after each change the interpreter adapts."""
+
 COUNTED_STEPS = 20
 """Instructions are counted over these, after `WARM_STEPS` and as many steps in which the interpreter settles again."""
 
@@ -217,6 +222,38 @@ def measure_time(tool: str, work: str, steps: int, folder: Path) -> dict[str, fl
     return found
 
 
+def measure_alternating(work: str, blocks: int, folder: Path) -> dict[bool, list[float]]:
+    """Microseconds of processor time of each step in one run, with and without the trace: off, on, on, off."""
+    import transformers
+
+    from minitrainer.trace import trace
+
+    found: dict[bool, list[float]] = {False: [], True: []}
+    session: Any = None
+    last = 0.0
+
+    def at_step(step: int) -> None:
+        nonlocal session, last
+        took = time.thread_time() - last
+        block, position = divmod(step, ALTERNATING_STEPS)
+        is_on = block % 4 in (1, 2)
+        if position > SETTLING_STEPS:
+            found[is_on].append(1e6 * took)
+        elif position == 0 and is_on and session is None:
+            session = trace(trainer, folder / str(step)).start()
+        elif position == 0 and not is_on and session is not None:
+            session.stop()
+            session = None
+        last = time.thread_time()
+
+    steps = blocks * ALTERNATING_STEPS
+    trainer = trainer_for(work, steps, folder / "out", [clock_callback(transformers, at_step)])
+    trainer.train()
+    if session is not None:
+        session.stop()
+    return found
+
+
 def measure_instructions(tool: str, work: str, folder: Path) -> None:
     """Runs under callgrind; its counters are switched by the Trainer's own steps."""
     import transformers
@@ -276,9 +313,24 @@ def child(
 # -- all of them -----------------------------------------------------------------------------------------
 
 
+def alternate(works: list[str], steps: int) -> None:
+    """Say how much longer a step is with the trace: at the tenth percentile, the quartile, the median."""
+    for work in works:
+        with tempfile.TemporaryDirectory() as folder:
+            off, on = json.loads(
+                child("minitrainer.trace", work, Path(folder), None, "alternate", steps).splitlines()[-1]
+            )
+        added = ", ".join(
+            f"{on[int(share * len(on))] - off[int(share * len(off))]:+.1f} us at {name}"
+            for name, share in (("the tenth percentile", 0.1), ("the quartile", 0.25), ("the median", 0.5))
+        )
+        print(f"{work:7} {off[len(off) // 10]:9.0f} us a step, with the trace {added} ({len(on):,} steps)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--instructions", action="store_true", help="count instructions with valgrind")
+    parser.add_argument("--alternate", action="store_true", help="our trace alone, on and off within one run")
     parser.add_argument("--steps", type=int, default=300, help="steps of each timed run")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
@@ -287,6 +339,10 @@ def main() -> None:
     if options.child:
         mode, tool, work, folder = options.child
         warnings.simplefilter("ignore")
+        if mode == "alternate":
+            times = measure_alternating(work, options.steps // ALTERNATING_STEPS, Path(folder))
+            print("\n" + json.dumps([sorted(times[False]), sorted(times[True])]))
+            return
         if mode == "time":
             print("\n" + json.dumps(measure_time(tool, work, options.steps, Path(folder))))
         else:
@@ -294,6 +350,8 @@ def main() -> None:
         return
     if options.instructions and shutil.which("valgrind") is None:
         raise SystemExit("--instructions needs valgrind, which is not installed")
+    if options.alternate:
+        return alternate(options.work, max(options.steps, 8 * ALTERNATING_STEPS))
     tools = [tool for tool in options.tools if installed(tool)]
     for tool in set(options.tools) - set(tools):
         print(f"{tool}: not installed, left out")
