@@ -314,11 +314,13 @@ class Reading:
             head = msgspec.convert(fields, events.Head)
         except msgspec.ValidationError as error:
             raise UsageError(f"{self.path}: its header is malformed: {error}") from error
-        if head.form not in FORMS:
-            by_an_earlier = " (recorded by an earlier minitrainer?)" if head.form == "rows" else ""
+        if head.form == "rows":
             raise UsageError(
-                f"{self.path} has the form {head.form[:40]!r}, which this minitrainer does not read{by_an_earlier}"
+                f"{self.path} was recorded by an earlier minitrainer, in a form that this one does not read: "
+                "export it with that version (--to canonical), or record again"
             )
+        if head.form not in FORMS:
+            raise UsageError(f"{self.path} has the form {head.form[:40]!r}, which this minitrainer does not read")
         return head
 
 

@@ -255,6 +255,7 @@ def _ends_a_row(content: bytes, records: list[events.Record]) -> bool:
         (b'{"kind":"head","schema":99,"form":"recording"}\n', "schema 99, newer than"),
         (b'{"kind":"head","schema":1,"form":7}\n', "malformed"),
         (b'{"kind":"head","schema":1,"form":"rows"}\n[21,5,"x"]\n', "recorded by an earlier minitrainer"),
+        (b'{"kind":"head","schema":1,"form":"film"}\n[21,5,"x"]\n', "has the form 'film'"),
         (b'{"kind":"head","schema":1,"form":"recording"}\n[21,5,"x"]\n', "is not a row"),  # not filled up to a word
         (HEAD + filled_up(b"[1,5,77]"), "not a row of this schema"),
         (HEAD + filled_up(b"[2,5]"), "not a row of this schema"),
