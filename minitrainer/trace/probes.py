@@ -33,7 +33,7 @@ import zlib
 from _thread import get_ident
 from collections.abc import Callable, Iterator
 from time import perf_counter, thread_time
-from types import CodeType, FrameType, SimpleNamespace
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from minitrainer.trace import events
@@ -1309,7 +1309,6 @@ class Observer:
         parts = _library_parts(root)
         self._survey(root, parts)
         self.recorder = recorder_of()
-        self.recorder.cost.call = self._empty_call()
         self.recorder.wrapper_globals = self._globals = shared_globals(
             **wrapper_names(self.recorder),
             _t_watch=self,
@@ -1326,6 +1325,7 @@ class Observer:
             _t_callback_failed=self.callback_failed,
             _t_callback_meddled=self.callback_meddled,
         )
+        self.recorder.cost.call = self._empty_call()
         for part, hook in (("TrainerControl", self.hook_control), ("TrainerState", self.hook_state)):
             if part in parts:
                 hook(parts[part])
@@ -1339,20 +1339,13 @@ class Observer:
 
     def _empty_call(self) -> Callable[[], Any]:
         """A hooked method that does nothing, whose rows go nowhere: what it takes is what a call takes."""
-        owner = object()
-        cells = memoryview(bytearray(8 * WORD_BYTES)).cast("d")
-        nowhere: Any = SimpleNamespace(position=0, cells=cells, head_of=self.recorder.head_of)
-        shared = shared_globals(
-            **wrapper_names(nowhere),
-            _t_watch=SimpleNamespace(trainer=owner),
-            _t_ident=get_ident,
-            _t_thread=self.thread,
-        )
-        wrapper = wrapper_of(_does_nothing, METHOD, Own(shared, _t_head=self.recorder.head_of(CELL_NAMED)))
+        nowhere = Nowhere()
+        own = Own(self._globals, _t_sink=nowhere, _t_head=self.recorder.head_of(CELL_NAMED))
+        wrapper = wrapper_of(_does_nothing, METHOD, own)
 
         def call() -> None:
             nowhere.position = 0
-            wrapper(owner)
+            wrapper(self.trainer)
 
         return call
 
@@ -1559,6 +1552,16 @@ OUTSIDE = {
     "DataLoader.__next__": ("torch.utils.data.dataloader", "_BaseDataLoaderIter", "__next__"),
 }
 """Hooked points outside the Trainer: module, class, attribute."""
+
+
+class Nowhere:
+    """Stands for a recorder in an empty call."""
+
+    __slots__ = ("cells", "position")
+
+    def __init__(self) -> None:
+        self.cells = memoryview(bytearray(2 * WORD_BYTES)).cast("d")
+        self.position = 0
 
 
 def _does_nothing(self: Any) -> None:
