@@ -92,7 +92,7 @@ class Piece(NamedTuple):
 
 
 _ARRAY = re.compile(rb"\[(\d+),\d+([,\]][^\n]*?) *\n")
-_CELL = re.compile(rb".{6}[\xf0-\xff]\x41", re.DOTALL)
+_CELL = re.compile(rows.CELL_PATTERN, re.DOTALL)
 
 
 def cut_into_pieces(block: bytes) -> list[Piece]:
@@ -176,7 +176,7 @@ class Layout:
         self.before = before
         self._names = names
         self._head = head
-        decoder = RowDecoder(head, [scope for scope, _ in before])
+        decoder = RowDecoder([scope for scope, _ in before])
         decoder.names = names
         decoder.calls_open = sum(scope.kind == "call" for scope, _ in before)
         private = [is_private for _, is_private in before]
@@ -234,7 +234,7 @@ class Layout:
             raise _malformed(self._head) from error
 
     def _decoded(self, position: int, value: bytes) -> Any:
-        decoder = RowDecoder(self._head, [])
+        decoder = RowDecoder([])
         decoder.names = self._names
         recorded: Any = decoder.decode(_array_of(self._pieces[position], value))
         record: Any = next(portable([recorded]))
@@ -433,7 +433,7 @@ def _other_rows(marks: dict[int, bytes]) -> re.Pattern[bytes]:
             number = b"[%s]" % re.escape(bytes(these))
             packed.append(re.escape(bytes([kind])) + number + b".{%d}" % (size - 2 - len(rows.END_OF_PACKED)))
     a_packed_row = b"(?:" + b"|".join(packed) + b")" + re.escape(rows.END_OF_PACKED)
-    return re.compile(b"(?:%s|%s|" % (_CELL.pattern, a_packed_row) + rb"\[(?!0,|4,)[^\n]*\n)*", re.DOTALL)
+    return re.compile(b"(?:%s|%s|" % (rows.CELL_PATTERN, a_packed_row) + rb"\[(?!0,|4,)[^\n]*\n)*", re.DOTALL)
 
 
 # Read next: aligning.py, which finds the rows of two blocks that belong together.

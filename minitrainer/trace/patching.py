@@ -84,9 +84,6 @@ class Own:
         self._names.add(name)
         self.shared[name + self._suffix] = value
 
-    def __getitem__(self, name: str) -> Any:
-        return self.shared[name + self._suffix]
-
     def spelled(self, body: str) -> str:
         """The body with these names as they stand among the globals."""
         return re.sub(r"\b_t_\w+", lambda name: name[0] + self._suffix if name[0] in self._names else name[0], body)

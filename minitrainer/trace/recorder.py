@@ -39,7 +39,6 @@ from minitrainer.trace.rows import (
     CODES,
     DEFINITION,
     FIELDS,
-    FILLINGS,
     NEW_TIME,
     ORIGIN,
     PACKED,
@@ -276,6 +275,10 @@ class Recorder:
     def _event_ends(self) -> list[float]:
         return [self.zero + float(CELL_EVENT_END + flags << 20) for flags in range(1 << len(events.FLAGS))]
 
+    def _now(self) -> int:
+        """The time in ticks, rounded as a cell's is: rows of all forms stay in order."""
+        return int((perf_counter() + self.zero - ORIGIN) * TICKS_A_SECOND)
+
     def _count_anew(self, ticks: int) -> int:
         """Begin to count the time at this tick: six days have passed, and a cell can hold twelve."""
         self._write(filled_up(self._encode((NEW_TIME, ticks, ticks))))
@@ -291,11 +294,10 @@ class Recorder:
 
     def put(self, code: int, fields: tuple[Any, ...]) -> None:
         """Write a row as an array."""
-        ticks = int((perf_counter() + self.zero - ORIGIN) * TICKS_A_SECOND)
+        ticks = self._now()
         if ticks > LONGEST_TIME_TICKS:
             ticks = self._count_anew(ticks)
-        line = self._encode((code, ticks, *fields))
-        line += FILLINGS[len(line) & 7]
+        line = filled_up(self._encode((code, ticks, *fields)))
         begin = self.position << 3
         end = begin + len(line)
         try:
@@ -336,7 +338,7 @@ class Recorder:
     def _start(self, head_line: bytes) -> None:
         """Map the first segment and write the first row."""
         try:
-            size = max(self._segment_bytes, len(head_line) + 2 * RESERVE_BYTES & -RESERVE_BYTES)
+            size = self._bytes_for(len(head_line))
             os.posix_fallocate(self._file, 0, size)
             self.map = mmap.mmap(self._file, size - RESERVE_BYTES)
             self.cells = memoryview(self.map).cast("d")
@@ -345,6 +347,10 @@ class Recorder:
             self._give_up(error)
         self._write(filled_up(head_line))
 
+    def _bytes_for(self, row_bytes: int) -> int:
+        """How many bytes to allocate for a row and what follows: whole reserves, so that the map holds whole words."""
+        return max(self._segment_bytes, row_bytes + 2 * RESERVE_BYTES & -RESERVE_BYTES)
+
     def _grow(self, needed_bytes: int) -> bool:
         """Enlarge the file for a row of `needed_bytes`; False where that can't be (any more).
 
@@ -352,7 +358,7 @@ class Recorder:
         """
         if self._full or self.closed:
             return False
-        size = self._allocated_bytes + max(self._segment_bytes, needed_bytes + 2 * RESERVE_BYTES & -RESERVE_BYTES)
+        size = self._allocated_bytes + self._bytes_for(needed_bytes)
         try:
             os.posix_fallocate(self._file, self._allocated_bytes, size - self._allocated_bytes)
             self.cells.release()
@@ -397,8 +403,7 @@ class Recorder:
             end = events.End(
                 dropped=self.dropped, cost_us=self.cost.total_us(self._estimated_rows(position)), bytes=position
             )
-            ticks = int((perf_counter() + self.zero - ORIGIN) * TICKS_A_SECOND)
-            row = (CODES[events.End], ticks, *(getattr(end, name) for name in FIELDS[events.End]))
+            row = (CODES[events.End], self._now(), *(getattr(end, name) for name in FIELDS[events.End]))
             line = filled_up(self._encode(row))
             if position + len(line) <= len(self.map):
                 self.map[position : position + len(line)] = line

@@ -104,6 +104,9 @@ CELL_NUMBERS = 1 << 12
 CELL_EXPONENT = 0x41F
 """Sign and exponent of a float in [2^32, 2^33): the upper twelve bits of every cell."""
 
+CELL_PATTERN = rb".{6}[\xf0-\xff]\x41"
+"""The same in the bytes of a cell, for a regular expression."""
+
 ORIGIN = 2.0**32
 
 TIME_BITS = 40
@@ -144,7 +147,7 @@ RECORDING = "recording"
 
 FORMS = (RECORDING, "canonical", "portable")
 
-LONGEST_TORN_ROW_BYTES = 512
+LONGEST_TORN_ROW_BYTES = max(row.size for by_count in COUNTED.values() for row in by_count.values())
 """Of a row whose first piece is missing."""
 
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
@@ -244,7 +247,7 @@ class Reading:
 
     def _recorded(self) -> Iterator[Record]:
         """Records of a recording after its head."""
-        decoder = RowDecoder(self.head, self.open_scopes)
+        decoder = RowDecoder(self.open_scopes)
         decode = decoder.decode
         with open(self.path, "rb") as file:
             split = RowSplitter()
@@ -420,10 +423,10 @@ def ticks(at_us: int) -> int:
 
 def filled_up(array: bytes) -> bytes:
     """An array as it stands in a recording: with spaces and a line feed up to the end of a word."""
-    return array + FILLINGS[len(array) & 7]
+    return array + _FILLINGS[len(array) & 7]
 
 
-FILLINGS = [b" " * (7 - used) + b"\n" for used in range(WORD_BYTES)]
+_FILLINGS = [b" " * (7 - used) + b"\n" for used in range(WORD_BYTES)]
 
 
 class RowSplitter:
@@ -579,7 +582,7 @@ class Follower:
     def __init__(self, path: str | os.PathLike[str]):
         self.head = Reading(path).head
         self.is_over = False
-        self._decoder = RowDecoder(self.head, [])
+        self._decoder = RowDecoder([])
         self._splitter = RowSplitter()
         self._file = open(path, "rb")
         self._head_is_behind = False
@@ -609,7 +612,7 @@ class Follower:
 class RowDecoder:
     """Turns rows into records. It holds the names defined so far and the stack of open scopes."""
 
-    def __init__(self, head: events.Head, scopes: list[Scope]):
+    def __init__(self, scopes: list[Scope]):
         self.names: dict[int, Any] = {}
         self.scopes = scopes
         self.calls_open = 0
