@@ -2,25 +2,29 @@
 
     python -m tests.benchmarks.gpu_speed                          all cards, as a table
     python -m tests.benchmarks.gpu_speed --json speed.json        and as facts
+    python -m tests.benchmarks.gpu_speed --ways minitrainer "by hand" --shapes bf16=64x512 bf16=128x512
 
 BERT-base with random weights, fp32 and bf16, on one card and (DDP over NCCL) on all, with batches of two shapes a
 precision: 32 samples of 128 tokens, where in bf16 a fast card waits for the host, and BERT's full length of 512
-tokens, in batches meant to be large enough for the host to wait.
+tokens, in batches meant to be large enough for the host to wait. 64 of them are not always, in bf16 and with the newer
+versions' attention: a step then takes an H200 70 ms, and its host 40 to 80, as its pace goes. 128 would be.
 
 Each way is a process of its own, one a card, and trains *one* run: nothing is built or warmed up anew in between. It
 pauses where a step begins until the parent asks for a block: two steps to settle, then ten that are timed, the last of
 them with a log. The ways take turns, there and back again, half a second each; while one works, the others sleep and
 hold no more than weights and optimizer. What is compared are two blocks of one turn, so the machine's slow changes of
-pace cancel. Our Trainer runs in two processes: their ratio, which should be 1, is what the clock can tell.
+pace cancel. Our Trainer runs in two processes: their ratio, which should be 1, is what the clock can tell. With fewer
+ways (`--ways`) there are more turns in the same time, and the blocks of a turn are closer together.
 
-On one card each precision has a card of its own, where there are two: they are measured at the same time. All ways of
-a rank share one core, and no garbage is collected within a block.
+On one card each card has a share of the precisions and shapes, and all cards measure at the same time. All ways of a
+rank share one core, and no garbage is collected within a block.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -36,16 +40,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tests.benchmarks.gpu_estimate import FEWEST, typical_ratio
+from tests.benchmarks.gpu_shapes import shapes_of, sizes_of
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 from tests.parity.ranks import free_port
 
 SETTLING_STEPS, TIMED_STEPS = 2, 10
 BLOCK_STEPS = SETTLING_STEPS + TIMED_STEPS  # the Trainer logs as often
 EPOCH_STEPS = 10_000  # more than any run takes: no block meets the end of an epoch, or of the schedule
-FEWEST_TURNS = 6  # of fewer, lowest and highest don't hold the median with 95 %
-RESAMPLES, SEED = 4000, 20230718
 
 SHAPES = {  # samples a card and step x tokens
     "bf16": ["32x128", "64x512"],
@@ -146,8 +148,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="samples per second on cards")
     parser.add_argument("--seconds", type=float, default=600, help="all of it: divided among what is to be measured")
     parser.add_argument("--cards", type=int, nargs="+", help="numbers of cards; default: one, and all")
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY", help=", ".join(WAYS)
+    )
     parser.add_argument("--precisions", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--shapes", nargs="+", metavar="SAMPLESxTOKENS", help="a card and step; default: SHAPES")
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="SHAPE", help="a card and step: 64x512, or bf16=64x512 for one precision"
+    )
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--json", type=Path, help="where the facts go")
@@ -159,20 +166,23 @@ def main() -> None:
         raise SystemExit("gpu_speed needs a CUDA device, and torch finds none here")
 
     # -- what is measured at once, and what after it ---
-    shapes = {precision: asked.shapes or SHAPES[precision] for precision in asked.precisions}
+    shapes = shapes_of(asked.shapes, asked.precisions, SHAPES)
+    runs = [(precision, shape) for precision, some in shapes.items() for shape in some]
+    names = [name for name in WAYS if name in asked.ways]  # in the order of a turn, whatever the order asked for
     stages = []
     for world_size in asked.cards or sorted({1, cards()}):
         if world_size == 1:
-            at_once = min(cards(), len(shapes))
-            every = list(shapes)
-            lots = [every[first : first + at_once] for first in range(0, len(every), at_once)]
-            stages += [[Team(1, {each: shapes[each]}, card) for card, each in enumerate(lot)] for lot in lots]
+            at_once = min(cards(), len(runs))
+            edges = [len(runs) * card // at_once for card in range(at_once + 1)]
+            shares = [runs[first:end] for first, end in itertools.pairwise(edges)]
+            stages.append([Team(1, names, share, card) for card, share in enumerate(shares)])
         else:
-            stages.append([Team(world_size, shapes)])
+            stages.append([Team(world_size, names, runs)])
     deadline = time.monotonic() + asked.seconds
     facts: dict[str, Any] = {
         "layers": asked.layers,
         "hidden": asked.hidden,
+        "ways": names,
         "steps_of_a_block": {"to settle": SETTLING_STEPS, "timed": TIMED_STEPS},
         "places": {},
     }
@@ -192,15 +202,17 @@ ONE_SPEAKS = threading.Lock()
 
 
 class Team:
-    """All ways in one place: they stay alive for several runs, one a precision and shape.
+    """The ways in one place: they stay alive for several runs, one a precision and shape.
 
-    Attributes:
+    Args:
+        world_size: number of ranks.
+        names: of the ways.
         runs: pairs of precision and shape.
+        card: of the only rank.
     """
 
-    def __init__(self, world_size: int, shapes: dict[str, list[str]], card: int = 0):
-        self.world_size, self.card = world_size, card
-        self.runs = [(precision, shape) for precision, some in shapes.items() for shape in some]
+    def __init__(self, world_size: int, names: list[str], runs: list[tuple[str, str]], card: int = 0):
+        self.world_size, self.names, self.runs, self.card = world_size, names, runs, card
 
     def measure(self, facts: dict[str, Any], asked: argparse.Namespace, deadline: float, left: int) -> None:
         """Do the runs and add what was found to the facts.
@@ -209,7 +221,7 @@ class Team:
             deadline: of everything, by time.monotonic.
             left: runs that share the time until then, these and those of later stages.
         """
-        ways = [Way(name, self.world_size, self.card) for name in WAYS]
+        ways = [Way(name, self.world_size, self.card) for name in self.names]
         place = "one card" if self.world_size == 1 else f"{self.world_size} cards, DDP"
         try:
             # once all have started: what is left of the time is shared evenly
@@ -217,11 +229,11 @@ class Team:
             for at, (precision, shape) in enumerate(self.runs):
                 now = time.monotonic()
                 until = now + (deadline - now) / (left - at)
-                samples, tokens = map(int, shape.split("x"))
+                samples, tokens = sizes_of(shape)
                 sizes = {"samples": samples, "tokens": tokens, "layers": asked.layers, "hidden": asked.hidden}
                 found = self.one_run(ways, until, precision=precision, **sizes)
                 with ONE_SPEAKS:
-                    facts["surroundings"] = surroundings
+                    facts.setdefault("surroundings", {}).update(surroundings)
                     facts["places"].setdefault(place, {}).setdefault(precision, {})[shape] = found
                     show(f"{place}, {precision}, {shape}", found)
                     if asked.json is not None:
@@ -237,6 +249,7 @@ class Team:
         for way in ways:
             way.hear()  # it stands before its first step
         seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+        by_step: dict[str, list[list[float]]] = {way.name: [] for way in ways}
         longest_turn = 0.0
         for turn in range(EPOCH_STEPS // BLOCK_STEPS - 1):
             began = time.monotonic()
@@ -244,9 +257,11 @@ class Team:
                 break
             for way in ways if turn % 2 else reversed(ways):
                 way.tell(do="block")
-                took = max(way.hear())  # a step is done when all ranks have done it
+                answers = way.hear()
                 if turn:  # the first turn only warms up
-                    seconds[way.name].append(took)
+                    # a step is done when all ranks have done it
+                    seconds[way.name].append(max(answer["block"] for answer in answers))
+                    by_step[way.name].append(answers[0]["steps"])
             if turn:
                 longest_turn = max(longest_turn, time.monotonic() - began)
         gigabytes = {}
@@ -261,6 +276,10 @@ class Team:
             },
             "gigabytes_at_most": gigabytes,
             "speed_of_one_to_another": found,
+            "seconds_of_a_step_by_its_place_in_the_block": {
+                name: [round(statistics.median(times), 5) for times in zip(*blocks, strict=True)]
+                for name, blocks in by_step.items()
+            },
             "seconds_of_each_block": {name: [round(value, 4) for value in times] for name, times in seconds.items()},
         }
 
@@ -268,15 +287,17 @@ class Team:
 # -- from blocks to figures ------------------------------------------------------------------------------------------
 
 
-def figures(seconds: dict[str, list[float]], resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Compare the ways, each pair turn by turn: median of the ratios, interval, lowest and highest turn, verdict."""
+def figures(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Compare each pair of ways that was there, turn by turn: typical ratio, interval, extreme turns, verdict."""
     found: dict[str, Any] = {}
     for (ours, other), goal in GOALS.items():
+        if ours not in seconds or other not in seconds:
+            continue
         ratios = [theirs / own for own, theirs in zip(seconds[ours], seconds[other], strict=True)]
-        low, high = interval(ratios, resamples)
+        ratio, low, high = typical_ratio(seconds[ours], seconds[other])
         found[f"{ours} to {other}"] = {
             "goal": goal,
-            "median": round(statistics.median(ratios), 4),
+            "typical": round(ratio, 4),
             "interval": [round(low, 4), round(high, 4)],
             "lowest_and_highest_turn": [round(min(ratios), 4), round(max(ratios), 4)],
             "turns": len(ratios),
@@ -285,16 +306,9 @@ def figures(seconds: dict[str, list[float]], resamples: int = RESAMPLES) -> dict
     return found
 
 
-def interval(ratios: list[float], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % for the median of the turns' ratios, by resampling the turns."""
-    drawn = np.random.default_rng(SEED).integers(0, len(ratios), (resamples, len(ratios)))
-    low, high = np.quantile(np.median(np.array(ratios)[drawn], axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def verdict(goal: float, low: float, high: float, turns: int) -> str:
     """Whether a goal is met, if there are turns enough and the interval lies on one side of it."""
-    if turns < FEWEST_TURNS or low < goal <= high:
+    if turns < FEWEST or low < goal <= high:
         return "not settled"
     return "met" if low >= goal else "missed"
 
@@ -309,7 +323,7 @@ def show(what: str, found: dict[str, Any]) -> None:
         (low, high), (lowest, highest) = each["interval"], each["lowest_and_highest_turn"]
         said = "what the clock can tell" if each["goal"] is None else f"at least {each['goal']:g}: {each['verdict']}"
         print(
-            f"  {name:<48}{each['median']:>8.4f}   95 %: {low:.4f} to {high:.4f}; "
+            f"  {name:<48}{each['typical']:>8.4f}   95 %: {low:.4f} to {high:.4f}; "
             f"{each['turns']} turns: {lowest:.3f} to {highest:.3f}; {said}"
         )
     sys.stdout.flush()
@@ -354,12 +368,15 @@ class Gate:
 
     Attributes:
         step_of_block: steps of this block that have begun.
+        began: when the first timed step of this block did; None before the first block.
+        moments: at which the host began each step of this block.
     """
 
     def __init__(self, orders: Iterator[dict[str, Any]], answers: Any, core: int):
         self.orders, self.answers, self.core = orders, answers, core
         self.step_of_block = BLOCK_STEPS
         self.began: float | None = None
+        self.moments: list[float] = []
 
     @property
     def block_is_complete(self) -> bool:
@@ -369,27 +386,30 @@ class Gate:
     def lets_pass(self) -> bool:
         """Return when there is a step to do, or False if there is none any more."""
         if self.block_is_complete:
-            seconds = None
+            answer = None
             if self.began is None:  # no block has been done yet
                 gc.collect()
                 gc.freeze()  # what is there by now stays: no later collection walks over it
             else:
                 wait_for_cards()
-                seconds = time.perf_counter() - self.began
+                ended = time.perf_counter()
+                steps = [end - begin for begin, end in itertools.pairwise([*self.moments, ended])]
+                answer = {"block": ended - self.began, "steps": steps}
                 gc.enable()
             free_cards()
-            self.answers.write(json.dumps(seconds) + "\n")
+            self.answers.write(json.dumps(answer) + "\n")
             order = next(self.orders, {"do": "end"})
             if order["do"] == "end":
                 return False
             if self.began is None:
                 stay_on({self.core})
             gc.disable()
-            self.step_of_block = 0
+            self.step_of_block, self.moments = 0, []
         if self.step_of_block == SETTLING_STEPS:
             wait_for_cards()
             meet()
             self.began = time.perf_counter()
+        self.moments.append(time.perf_counter())
         self.step_of_block += 1
         return True
 
@@ -539,4 +559,4 @@ def free_cards() -> None:
 if __name__ == "__main__":
     main()
 
-# Read next: gpu_trace_cost.py
+# Read next: gpu_estimate.py

@@ -2,12 +2,17 @@
 
     python -m tests.benchmarks.gpu_trace_cost                        BERT-base, bf16 and then fp32, on all cards
     python -m tests.benchmarks.gpu_trace_cost --json cost.json       and as facts
+    python -m tests.benchmarks.gpu_trace_cost --shapes bf16=128x512 fp32=32x128
 
 One training run a card; within it the trace goes off, on, on, off, block by block. A block is ten steps to settle,
-which are left out, and then ten that are timed. The last of each ten holds a log. Attaching, detaching and the wait for
-the card lie between two blocks. What is compared are neighbours, some twenty steps apart, so the machine's slow changes
-of pace cancel; and neighbours that do not differ at all are compared in the same way: that is what the clock can tell.
-The comparisons of all cards are put together.
+which are left out, and then ten that are timed. The last of each ten holds a log. Attaching and detaching lie between
+two blocks. What is compared are neighbours, some twenty steps apart, so the machine's slow changes of pace cancel; and
+neighbours that do not differ at all are compared in the same way: that is what the clock can tell. The comparisons of
+all cards are put together.
+
+Before the first timed step, before the last one and after it the host waits for the card. Without that a block would
+begin when the host is through with a step, and end when the card is; by how much the host leads there is no cost of a
+step, but changes with the host's pace.
 
 Why so many steps to settle: attaching makes new wrappers, and the interpreter specialises a function only after some
 calls. A run pays for that once; with one step to settle and five that are timed, it was counted in every step.
@@ -22,6 +27,7 @@ import argparse
 import gc
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,8 +37,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from tests.benchmarks.gpu_estimate import FEWEST, typical
+from tests.benchmarks.gpu_shapes import shapes_of, sizes_of
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 
 STEPS_A_LOG = 10  # as in the runs that the goal is about
@@ -41,10 +47,7 @@ STEPS = SETTLING_STEPS + TIMED_STEPS  # of a block
 PATTERN = (False, True, True, False)  # whether the trace is on, block by block
 WARM_UP_BLOCKS = 4  # whole patterns: the first block that counts is one without a trace
 GOAL = 0.005  # of a step
-FEWEST_GROUPS = 20  # of fewer, the resampled means scatter less than the mean does
-TRIMMED = 0.1  # of the comparisons on either side: a hiccup of the machine is no cost of a trace
-RESAMPLES = 4000
-SEED = 20230718
+SHAPES = {"bf16": ["64x512"], "fp32": ["32x128"]}  # samples a card and step x tokens
 
 
 class Block(NamedTuple):
@@ -65,58 +68,63 @@ READINGS = {
 
 
 def main() -> None:
-    """Measure one precision after the other, on all cards at once, and say what was found."""
+    """Measure one precision and shape after the other, on all cards at once, and say what was found."""
     parser = argparse.ArgumentParser(description="what a trace adds to a training step on a card")
-    parser.add_argument("--seconds", type=float, default=300, help="of training, for each precision")
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--seconds", type=float, default=300, help="of training, for each precision and shape")
+    parser.add_argument("--precisions", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="SHAPE", help="a card and step: 64x512, or bf16=64x512 for one precision"
+    )
     parser.add_argument("--way", default="minitrainer", choices=["minitrainer", "transformers"])
     parser.add_argument("--environment", default="installed", choices=["installed", "reference"])
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=128, help="in each sample")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--json", type=Path, help="where the facts go")
-    parser.add_argument("--worker", nargs=2, metavar=("PRECISION", "CORE"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, metavar=("PRECISION", "SHAPE", "CORE"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
         return work(asked)
     if cards() == 0:
         raise SystemExit("gpu_trace_cost needs a CUDA device, and torch finds none here")
     facts: dict[str, Any] = {
-        name: vars(asked)[name] for name in ("way", "environment", "samples", "tokens", "layers", "hidden", "seconds")
+        name: vars(asked)[name] for name in ("way", "environment", "layers", "hidden", "seconds")
     } | {
         "cards": cards(),
         "steps_of_a_block": {"to settle": SETTLING_STEPS, "timed": TIMED_STEPS},
         "precisions": {},
     }
-    for precision in asked.precisions:
-        processes = [start(asked, precision, card) for card in range(cards())]
-        answers = [process.communicate()[0] for process in processes]
-        if codes := [process.returncode for process in processes if process.returncode != 0]:
-            print(f"{precision}: ended with {codes}")
-            continue
-        facts["precisions"][precision] = found = put_together([json.loads(each) for each in answers])
-        show(precision, found)
-        if asked.json is not None:
-            asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    if len(facts["precisions"]) < len(asked.precisions):
+    failed = False
+    for precision, shapes in shapes_of(asked.shapes, asked.precisions, SHAPES).items():
+        for shape in shapes:
+            processes = [start(asked, precision, shape, card) for card in range(cards())]
+            answers = [process.communicate()[0] for process in processes]
+            if codes := [process.returncode for process in processes if process.returncode != 0]:
+                print(f"{precision}, {shape}: ended with {codes}", flush=True)
+                failed = True
+                continue
+            found = put_together([json.loads(each) for each in answers])
+            facts["precisions"].setdefault(precision, {})[shape] = found
+            show(f"{precision}, {shape}", found)
+            if asked.json is not None:
+                asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if failed:
         raise SystemExit(1)
 
 
-def start(asked: argparse.Namespace, precision: str, card: int) -> subprocess.Popen[str]:
-    """Start the run of one precision on a card and a core of its own."""
+def start(asked: argparse.Namespace, precision: str, shape: str, card: int) -> subprocess.Popen[str]:
+    """Start the run of one precision and shape on a card and a core of its own."""
     variables = environment_of(asked.environment)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards())))
     variables["CUDA_VISIBLE_DEVICES"] = "" if PRETENDED_CARDS else visible.split(",")[card]
     cores = sorted(os.sched_getaffinity(0))
     core = cores[(2 + 8 * card) % len(cores)]  # apart, and not the first, which answers interrupts
     command = [sys.executable, "-m", "tests.benchmarks.gpu_trace_cost", *sys.argv[1:]]
-    command += ["--worker", precision, str(core)]
+    command += ["--worker", precision, shape, str(core)]
     return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
 
 
 def put_together(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the processes of one precision have found, each on its card."""
+    """What the processes of one precision and shape have found, each on its card."""
     runs = [[Block(*block) for block in answer["blocks"]] for answer in answers]
     return {
         "surroundings": answers[0]["surroundings"],
@@ -133,9 +141,9 @@ def put_together(answers: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def show(precision: str, found: dict[str, Any]) -> None:
+def show(what: str, found: dict[str, Any]) -> None:
     """Print what was found, with its uncertainty, in words."""
-    print(f"{precision}: {found['blocks']} blocks of {STEPS} steps, {TIMED_STEPS} timed, {found['surroundings']}")
+    print(f"{what}: {found['blocks']} blocks of {STEPS} steps, {TIMED_STEPS} timed, {found['surroundings']}")
     for name, reading in found["readings"].items():
         added, null = reading["added"], reading["null"]
         print(
@@ -159,7 +167,7 @@ def verdict(reading: dict[str, Any]) -> str:
     """The goal, kept, missed or not decided, and what size of effect would have been seen."""
     low, high = reading["added"]["interval"]
     seen = f"known to ±{50 * (high - low):.3f} % of a step"
-    if reading["added"]["groups"] < FEWEST_GROUPS:
+    if reading["added"]["groups"] < FEWEST:
         return f"only {reading['added']['groups']} groups: too few to say how surely"
     if high <= GOAL:
         return f"{seen}: at most {100 * GOAL} %, as aimed at"
@@ -171,8 +179,8 @@ def verdict(reading: dict[str, Any]) -> str:
 # -- from blocks to figures ------------------------------------------------------------------------------------------
 
 
-def figures(runs: list[list[Block]], resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Compare neighbours within each run, with intervals by resampling groups of four blocks.
+def figures(runs: list[list[Block]]) -> dict[str, Any]:
+    """Compare neighbours within each run, in groups of four blocks.
 
     A group, off on on off, gives one comparison: the mean of its two steps from off to on and back. Its middle, and
     the way from it to the next group, are steps between two blocks that do not differ: the mean of these two is the
@@ -192,30 +200,25 @@ def figures(runs: list[list[Block]], resamples: int = RESAMPLES) -> dict[str, An
                 added.append(((here[1] - here[0]) + (here[2] - here[3])) / 2)
                 if len(here) > len(PATTERN):
                     alike.append(((here[2] - here[1]) + (here[4] - here[3])) / 2)
-        typical = float(np.median(off))
+        median_off = statistics.median(off)
         found[name] = {
-            "seconds_off": typical,
-            "added": mean_and_interval(added, typical, resamples),
-            "null": mean_and_interval(alike, typical, resamples),
+            "seconds_off": median_off,
+            "added": share_of(median_off, added),
+            "null": share_of(median_off, alike),
         }
     return found
 
 
-def mean_and_interval(differences: list[float], typical: float, resamples: int) -> dict[str, Any]:
-    """The trimmed mean of all differences, as seconds and as share of a step, with a bootstrap interval of 95 %."""
-    values = np.sort(np.array(differences))
-    count = len(values)
-    trimmed = slice(int(TRIMMED * count), count - int(TRIMMED * count))
-    drawn = np.random.default_rng(SEED).integers(0, count, (resamples, count))
-    # of sorted values, the sorted numbers draw a sorted sample
-    low, high = np.quantile(values[np.sort(drawn, axis=1)][:, trimmed].mean(axis=1), [0.025, 0.975])
-    mean = float(values[trimmed].mean())
+def share_of(step: float, differences: list[float]) -> dict[str, Any]:
+    """The typical difference, in seconds and as share of a step, with its interval of 95 %."""
+    seconds, low, high = typical(differences)
+    quarters = statistics.quantiles(differences, n=4)
     return {
-        "seconds": mean,
-        "share": mean / typical,
-        "interval": [float(low / typical), float(high / typical)],
-        "middle_half": [float(value / typical) for value in np.quantile(values, [0.25, 0.75])],
-        "groups": count,
+        "seconds": seconds,
+        "share": seconds / step,
+        "interval": [low / step, high / step],
+        "middle_half": [quarters[0] / step, quarters[2] / step],
+        "groups": len(differences),
     }
 
 
@@ -224,7 +227,7 @@ def mean_and_interval(differences: list[float], typical: float, resamples: int) 
 
 def work(asked: argparse.Namespace) -> None:
     """Train in one process and print what was found."""
-    precision, core = asked.worker
+    precision, shape, core = asked.worker
     os.sched_setaffinity(0, {int(core)})
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a Trainer prints goes elsewhere
@@ -236,14 +239,15 @@ def work(asked: argparse.Namespace) -> None:
 
     transformers.logging.set_verbosity_error()
     library = import_module(asked.way)
-    samples = program.samples(64 * asked.samples, asked.tokens)
+    samples_a_step, tokens = sizes_of(shape)
+    samples = program.samples(64 * samples_a_step, tokens)
     with tempfile.TemporaryDirectory(prefix="gpu-trace-cost-") as folder:
         args = program.arguments(
             library,
             folder,
             max_steps=10**6,  # a clock ends the run
             logging_steps=STEPS_A_LOG,
-            per_device_train_batch_size=asked.samples,
+            per_device_train_batch_size=samples_a_step,
             bf16=precision == "bf16",
         )
         config = transformers.BertConfig(
@@ -329,6 +333,7 @@ class Switching:
             if PATTERN[number % len(PATTERN)]:
                 self._attach(number)
             self._moments = []
+        if step_in_block in (SETTLING_STEPS, STEPS - 1):
             wait_for_the_card()
         self._note()
 

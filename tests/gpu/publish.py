@@ -47,7 +47,7 @@ def main() -> None:
         "communication-apart": communication(ranks["talk", "apart"], ("transformers",)),
         "shards": shards(ranks),
         "command-line": command_lines(facts / "command-line.json", target / "command-line.json"),
-        "trace-cost": trace_cost(facts),
+        "trace-cost": trace_cost(facts, target / "trace-cost.json"),
     } | {file.stem: read(file) for file in sorted(facts.glob("speed*.json"))}
     for name, found in made.items():
         if found:
@@ -157,13 +157,18 @@ def command_lines(file: Path, earlier: Path) -> dict[str, Any]:
     return made
 
 
-def trace_cost(facts: Path) -> dict[str, Any]:
-    """The figures of each measurement, `trace-cost.json` and those named after it, without the single blocks' seconds."""
-    made = {}
-    for file in sorted(facts.glob("trace-cost*.json")):
+def trace_cost(facts: Path, earlier: Path) -> dict[str, Any]:
+    """The figures of each measurement, `trace-cost.json` and those named after it, without the single blocks' seconds.
+
+    Measurements that were not made this time stay as they are in the earlier file.
+    """
+    files = sorted(facts.glob("trace-cost*.json"))
+    made = (read(earlier) or {}) if files else {}
+    for file in files:
         made[file.stem] = read(file)
-        for each in made[file.stem]["precisions"].values():
-            each.pop("seconds_of_each_block", None)
+        for shapes in made[file.stem]["precisions"].values():
+            for each in shapes.values():
+                each.pop("seconds_of_each_block", None)
     return made
 
 

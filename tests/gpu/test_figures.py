@@ -6,9 +6,42 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import gpu_speed
+from tests.benchmarks.gpu_estimate import FEWEST, means_outside, typical
+from tests.benchmarks.gpu_shapes import shapes_of
 from tests.benchmarks.gpu_trace_cost import PATTERN, READINGS, TIMED_STEPS, Block, figures, verdict
 
 STEP = 0.08  # seconds
+
+# -- one figure from many comparisons --------------------------------------------------------------------------------
+
+
+def test_the_median_of_the_pairs_means() -> None:
+    """Of 0, 1 and 8: 0, 0.5, 1, 4, 4.5 and 8. Three values are too few for an interval: it is all of them."""
+    assert typical([8, 0, 1]) == (2.5, 0, 8)
+
+
+def test_the_interval_is_that_of_the_published_tables() -> None:
+    """Critical sums of Wilcoxon's signed ranks, two-sided 5 %: 0 for six, 8 for ten, 52 for twenty."""
+    assert [means_outside(count) for count in (5, FEWEST, 10, 20)] == [0, 0, 8, 52]
+
+
+def test_a_hiccup_moves_neither_figure_nor_interval_far() -> None:
+    calm = np.random.default_rng(0).normal(0.004, 0.001, 40).tolist()
+    figure, low, high = typical([*calm, 0.5, -0.3, 0.4])
+    assert low < 0.004 < high < 0.005
+    assert abs(figure - typical(calm)[0]) < 0.0002
+
+
+def test_shapes_are_for_every_precision_or_for_one() -> None:
+    usual = {"bf16": ["64x512"], "fp32": ["32x128"]}
+    both = list(usual)
+    assert shapes_of(None, both, usual) == usual
+    assert shapes_of(["8x16", "bf16=4x32"], both, usual) == {"bf16": ["8x16", "4x32"], "fp32": ["8x16"]}
+    assert shapes_of(["bf16=4x32"], both, usual) == {"bf16": ["4x32"]}
+    for wrong in ("fp16=8x16", "8", "8x", "bf16=x16", "=8x16x2"):
+        with pytest.raises(SystemExit, match="--shapes"):
+            shapes_of([wrong], both, usual)
+
 
 # -- the cost of a trace ---------------------------------------------------------------------------------------------
 
@@ -56,7 +89,7 @@ def test_the_interval_covers_what_it_says() -> None:
     missed = 0
     for seed in range(40):
         blocks = made(0.004, noise=0.02, drift=0.0, count=120, seed=seed)
-        low, high = figures([blocks], resamples=400)[name]["added"]["interval"]
+        low, high = figures([blocks])[name]["added"]["interval"]
         missed += not low <= 0.004 <= high
     assert missed <= 6
 
@@ -66,7 +99,7 @@ def test_the_verdict_says_when_it_cannot_tell() -> None:
     assert "as aimed at" in verdict(figures([made(0.001, noise=0.005, drift=0.0)])[name])
     assert "more than" in verdict(figures([made(0.02, noise=0.005, drift=0.0)])[name])
     assert "too coarse" in verdict(figures([made(0.005, noise=0.05, drift=0.0, count=80)])[name])
-    assert "too few" in verdict(figures([made(0.0, noise=0.001, drift=0.0, count=76)])[name])
+    assert "too few" in verdict(figures([made(0.0, noise=0.001, drift=0.0, count=20)])[name])
 
 
 # -- speeds ----------------------------------------------------------------------------------------------------------
@@ -99,22 +132,28 @@ def test_known_speeds_are_found_again_under_a_drift() -> None:
         assert low < ratio < high, name
         assert high - low < 0.03
         assert found[name]["verdict"] == said, name
-        assert found[name]["lowest_and_highest_turn"][0] <= low <= found[name]["median"] <= high
+        assert found[name]["lowest_and_highest_turn"][0] <= low <= found[name]["typical"] <= high
         assert found[name]["turns"] == 24
+
+
+def test_ways_that_were_left_out_are_not_compared() -> None:
+    some = blocks({}, 0.01, 0.0, turns=8)
+    found = gpu_speed.figures({name: some[name] for name in ("minitrainer", "by hand", "minitrainer, again")})
+    assert list(found) == ["minitrainer to by hand", "minitrainer to minitrainer, again"]
 
 
 def test_the_interval_of_two_equal_ways_covers_one() -> None:
     """Of 40 runs at most six intervals of 95 % miss it."""
     missed = 0
     for seed in range(40):
-        found = gpu_speed.figures(blocks({}, 0.02, 0.1, turns=16, seed=seed), resamples=400)
+        found = gpu_speed.figures(blocks({}, 0.02, 0.1, turns=16, seed=seed))
         low, high = found["minitrainer to minitrainer, again"]["interval"]
         missed += not low <= 1 <= high
     assert missed <= 6
 
 
 def test_a_verdict_takes_an_interval_on_one_side_and_turns_enough() -> None:
-    enough = gpu_speed.FEWEST_TURNS
+    enough = FEWEST
     assert gpu_speed.verdict(1.0, 1.0, 1.1, enough) == "met"
     assert gpu_speed.verdict(1.0, 0.9, 0.99, enough) == "missed"
     assert gpu_speed.verdict(1.0, 0.99, 1.0, enough) == "not settled"
