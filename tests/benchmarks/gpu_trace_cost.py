@@ -41,6 +41,7 @@ from tests.benchmarks.gpu_estimate import FEWEST, typical
 from tests.benchmarks.gpu_shapes import shapes_of, sizes_of
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 
+EPOCH_STEPS = 100_000  # more than a run takes: a clock ends it
 STEPS_A_LOG = 10  # as in the runs that the goal is about
 SETTLING_STEPS = TIMED_STEPS = STEPS_A_LOG  # each ends with a log
 STEPS = SETTLING_STEPS + TIMED_STEPS  # of a block
@@ -245,7 +246,7 @@ def work(asked: argparse.Namespace) -> None:
         args = program.arguments(
             library,
             folder,
-            max_steps=10**6,  # a clock ends the run
+            max_steps=EPOCH_STEPS,
             logging_steps=STEPS_A_LOG,
             per_device_train_batch_size=samples_a_step,
             bf16=precision == "bf16",
@@ -259,7 +260,7 @@ def work(asked: argparse.Namespace) -> None:
         torch.manual_seed(0)
         model = transformers.BertForSequenceClassification(config)
         # one long epoch: where one ends, a step takes longer
-        trainer = library.Trainer(model, args, train_dataset=samples * (10**6 // 64))
+        trainer = library.Trainer(model, args, train_dataset=samples * (EPOCH_STEPS // 64 + 1))
         trainer.remove_callback(library.PrinterCallback)
         switching = Switching(trainer, library, Path(folder), asked.seconds)
         blocks = switching.trained()
