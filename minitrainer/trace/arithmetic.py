@@ -109,8 +109,9 @@ class TrainingBook:
 
     def clear(self) -> None:
         """Begin anew after a log."""
-        # of each micro-batch: loss, what training_step returned, steps since the log, rows, labels
-        self.entries: list[tuple[Any, Any, int, int | None, int | None]] = []
+        # of each micro-batch: loss, what training_step returned, steps since the log (where that may not be a finite
+        # number), rows and labels
+        self.entries: list[tuple[Any, Any, int, tuple[int | None, int | None]]] = []
         self.grad_norms: list[Any] = []
         self.lost = 0
 
@@ -123,7 +124,7 @@ class TrainingBook:
         self.total_before = 0.0
         self.step_of_last_log = 0
 
-    def add(self, entry: tuple[Any, Any, int, int | None, int | None]) -> None:
+    def add(self, entry: tuple[Any, Any, int, tuple[int | None, int | None]]) -> None:
         """Add a micro-batch."""
         if len(self.entries) >= MOST_PENDING_LOSSES:
             del self.entries[:1024]
@@ -161,8 +162,8 @@ class TrainingBook:
             divided_by=self._divisors(losses, micro, accumulation),
             filtered=filtered,
             filter_divisors=divisors,
-            rows=[entry[3] for entry in self.entries],
-            labels=[entry[4] for entry in self.entries],
+            rows=[entry[3][0] for entry in self.entries],
+            labels=[entry[3][1] for entry in self.entries],
             rank_sum=_number(rank_sum),
             gathered=_numbers(gathered or []),
             mean=_number(mean),

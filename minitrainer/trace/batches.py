@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
+from weakref import ref as _reference
 from zlib import crc32
 
 from xxhash import xxh3_64_intdigest
@@ -53,9 +55,9 @@ class Batches:
         self._starts: dict[Any, tuple[Any, Any, int, Any, Any, bool, bytes, int]] = {}
         self.drawer: Any = None
         self.drawn: Any = None
-        self.in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
+        self.in_line: WeakKeyDictionary[Any, deque[Any]] = WeakKeyDictionary()
         # id of a batch's first tensor -> (reference to it, positions, identity where it was taken on the host)
-        self._known: dict[int, tuple[weakref.ref[Any], list[Any] | None, Identity | None]] = {}
+        self._known: dict[int, tuple[_reference[Any], list[Any] | None, Identity | None]] = {}
 
     # -- where the loader hands out ------------------------------------------------
 
@@ -79,7 +81,10 @@ class Batches:
             return
         if type(index) is not list:  # a batch of one without a batch sampler, or a sampler of the user's own
             index = [index] if type(index) is int else None
-        self._remember(tensor, index, None)
+        known = self._known
+        if len(known) > 1024:  # batches that nobody trained on, such as those a resume skips
+            self._forget_the_dead()
+        known[id(tensor)] = _reference(tensor), index, None
 
     def batch_was_lost(self, iterator: Any) -> None:
         """Fetching failed: nothing is kept alive for it."""
@@ -96,7 +101,7 @@ class Batches:
             return
         known = self._recall(source)
         identity = self.identify(before, label_name) if target.device.type != "cpu" else None
-        self._remember(target, known[0] if known else None, identity)
+        self._known[id(target)] = _reference(target), known[0] if known else None, identity
 
     # -- where the Trainer trains ------------------------------------------------------
 
@@ -106,15 +111,14 @@ class Batches:
         if tensor is None:
             return None, None, None, None
         entry = self._known.pop(id(tensor), None)
-        indices = identity = None
+        indices = None
         if entry is not None and entry[0]() is tensor:
-            indices, identity = entry[1], entry[2]
-        if identity is None:
-            if tensor.is_cpu:
-                identity = self.identify(inputs, label_name)
-            else:
-                identity = int(tensor.shape[0]) if tensor.dim() else None, None, None
-        rows, labels, digest = identity
+            _, indices, identity = entry
+            if identity is not None:
+                return *identity, indices
+        if not tensor.is_cpu:
+            return int(tensor.shape[0]) if tensor.dim() else None, None, None, indices
+        rows, labels, digest = self.identify(inputs, label_name)
         return rows, labels, digest, indices
 
     def identify(self, inputs: Any, label_name: str) -> Identity:
@@ -125,12 +129,11 @@ class Batches:
         tensor_class, starts = self._tensor_class, self._starts
         digest = 0
         rows = labels = None
-        for name, value in inputs.items() if hasattr(inputs, "items") else enumerate(_flat(inputs)):
+        for name, value in inputs.items() if type(inputs) is dict else _named(inputs):
             content: Any = None
-            known = starts.get(name)
-            if known is not None and type(value) is tensor_class and value.is_cpu:
-                shape, kind, start, bytes_at, first, all_count, ignored, elements = known
-                if bytes_at and value.dtype is kind and value.shape == shape and value.is_contiguous():
+            if type(value) is tensor_class and name in starts and value.is_cpu:
+                shape, kind, start, bytes_at, first, all_count, ignored, elements = starts[name]
+                if value.dtype is kind and bytes_at and value.shape == shape and value.is_contiguous():
                     address = value.data_ptr()  # 0 for a storage that was given back
                     if address:
                         content = bytes_at(address)
@@ -183,11 +186,11 @@ class Batches:
     def _first_tensor(self, batch: Any) -> Any:
         tensor_class = self._tensor_class
         if type(batch) is dict:
-            for value in batch.values():
+            values: Any = batch.values()
+            for value in values:
                 if type(value) is tensor_class:
                     return value
                 break
-            values: Any = batch.values()
         elif isinstance(batch, tensor_class):
             return batch
         elif hasattr(batch, "values"):
@@ -205,10 +208,9 @@ class Batches:
                 return tensor
         return None
 
-    def _remember(self, tensor: Any, indices: list[Any] | None, identity: Identity | None) -> None:
-        if len(self._known) > 1024:  # batches that nobody trained on, such as those a resume skips
-            self._known = {key: entry for key, entry in self._known.items() if entry[0]() is not None}
-        self._known[id(tensor)] = weakref.ref(tensor), indices, identity
+    def _forget_the_dead(self) -> None:
+        for key in [key for key, entry in self._known.items() if entry[0]() is None]:
+            del self._known[key]
 
     def _recall(self, tensor: Any) -> tuple[list[Any] | None, Identity | None] | None:
         entry = self._known.get(id(tensor))
@@ -217,9 +219,11 @@ class Batches:
         return entry[1], entry[2]
 
 
-def _flat(batch: Any) -> list[Any]:
-    """Tensors of a batch that is a list or a tuple, one level deep, or the batch itself."""
-    return list(batch) if isinstance(batch, (list, tuple)) else [batch]
+def _named(batch: Any) -> Iterable[tuple[Any, Any]]:
+    """Names and tensors of a batch that is no plain dict; a list or a tuple has positions for names."""
+    if hasattr(batch, "items"):
+        return batch.items()
+    return enumerate(batch if isinstance(batch, (list, tuple)) else [batch])
 
 
 # Read next: arithmetic.py, where a logged loss comes from.

@@ -191,7 +191,16 @@ _NO_TOKEN = """\
     _t_token = None
 """
 
-PROBED_METHOD = _ADMIT + _ENTER + _BEFORE + _PROBED_BODY + _AFTER + _LEAVE
+_AFTER_UNLESS_FALSE = """\
+    if _t_token is not False:
+        try:
+            _t_after({self}, _t_token, _t_result)
+        except Exception as _t_error:
+            _t_trouble(_t_error)
+"""
+"""A hook whose token is False has nothing to do afterwards."""
+
+PROBED_METHOD = _ADMIT + _ENTER + _BEFORE + _PROBED_BODY + _AFTER_UNLESS_FALSE + _LEAVE
 
 METHOD_WITH_RESULT = _ADMIT + _ENTER + _NO_TOKEN + _PROBED_BODY + _AFTER + _LEAVE
 
@@ -426,7 +435,8 @@ class Observer:
         # the event that is being called: its handler's control object and the callback that is running
         self.event_control: Any = None
         self.callback_class: type | None = None
-        # field -> the last place that wrote it (code and instruction), and how a row of it is packed and begins
+        # field of the state in use -> the last place that wrote it (code and instruction), the type of its value, and
+        # how a row of it is packed and begins
         self._state_sites: dict[str, tuple[Any, int, type, Callable[..., None], bytes]] = {}
         self._callback_ids: dict[type, int] = {}
         self._event_keywords: tuple[str, ...] = ()
@@ -580,7 +590,6 @@ class Observer:
         sink_map = sink.map
         pack_event = struct.Struct("<3sBB3xI4xdd").pack_into
         begins: dict[str, bytes | None] = {}  # event -> how its rows begin
-
         bits_of, clock, ident, thread = _bits, perf_counter, get_ident, self.thread
 
         def call_event(self: Any, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -592,9 +601,8 @@ class Observer:
             watched: Any = watch.current
             try:
                 flags = watched.flags
-                begin = begins.get(event)
                 if (
-                    begin is None
+                    event not in begins
                     or control is not watched.control
                     or state is not watched.state
                     or len(self.callbacks) != watched.callbacks_seen
@@ -610,20 +618,23 @@ class Observer:
                 ):
                     watch.event_begins(watched, event, state, control, self)
                     flags = watched.flags
-                    if begin is None:
-                        number = name_of(event)
-                        begin = struct.pack("<BH", EVENT, number) if number < 1 << 16 else None
-                        if event not in EVENTS_LOOKED_AT:
-                            begins[event] = begin
-                lowered, step, epoch, at = watched.lowered_by_handler, state.global_step, state.epoch, sink.position
+                    number = name_of(event)
+                    begin = struct.pack("<BH", EVENT, number) if number < 1 << 16 else None
+                    if event not in EVENTS_LOOKED_AT:
+                        begins[event] = begin
+                else:
+                    begin = begins[event]
+                epoch = state.epoch
                 if epoch is None:
                     epoch = NOT_A_NUMBER
+                lowered = watched.lowered_by_handler
+                at = sink.position
                 try:
-                    pack_event(sink_map, at << 3, begin, lowered, flags, step, epoch, clock() + sink.zero)
+                    pack_event(sink_map, at << 3, begin, lowered, flags, state.global_step, epoch, clock() + sink.zero)
                     sink.position = at + EVENT_WORDS
                 except OVERFLOWS:
                     epoch = None if epoch is NOT_A_NUMBER else float(epoch)
-                    sink.put(EVENT, (name_of(event), step, epoch, lowered, flags))
+                    sink.put(EVENT, (name_of(event), state.global_step, epoch, lowered, flags))
                 if lowered:
                     watched.lowered_by_handler = 0
             except Exception as error:
@@ -859,15 +870,9 @@ class Observer:
                 return
             if name in sites and watch.callback_class is None:
                 code, instruction, kind, pack, begin = sites[name]
-                values, frame = watched.state_values, frame_of(1)
-                old = values.get(name)
-                if (
-                    frame.f_lasti == instruction
-                    and frame.f_code is code
-                    and type(value) is kind
-                    and type(old) is kind
-                    and old != value
-                ):
+                frame, values = frame_of(1), watched.state_values
+                old = values[name]
+                if frame.f_lasti == instruction and frame.f_code is code and type(value) is kind and old != value:
                     values[name] = value
                     at = sink.position
                     try:
@@ -892,6 +897,8 @@ class Observer:
             if new == old and type(new) is type(old):
                 return
             watched.state_values[field] = new
+            if field in self._state_sites and type(new) is not self._state_sites[field][2]:
+                del self._state_sites[field]
             cls = self.callback_class
             frame = sys._getframe(2)
             site = self.authors.site(frame, cls.__name__ if cls is not None else "")
@@ -908,6 +915,7 @@ class Observer:
 
     def _adopt_state(self, watched: Watched, state: Any) -> None:
         watched.state = state
+        self._state_sites.clear()
         watched.state_values = {
             field: _plain_state(value) for field, value in vars(state).items() if field not in UNWATCHED_STATE_FIELDS
         }
@@ -1014,9 +1022,9 @@ class Observer:
         self._in_training_step += 1
         if self._in_training_step == 1:
             self._loss = None
-            self._batch = self._samples(inputs, "train")
+            self._batch = self._samples(inputs, False)
 
-    def _samples(self, inputs: Any, split: str) -> tuple[int | None, int | None]:
+    def _samples(self, inputs: Any, is_eval: bool) -> tuple[int | None, int | None]:
         """Write down which samples a micro-batch holds; return how many, and how many labels."""
         recorder = self.recorder
         cost = recorder.cost
@@ -1025,7 +1033,7 @@ class Observer:
             cost.time_a_call()
             started = thread_time()
         rows, labels, digest, positions = self.batches.of(inputs, self.current.label_name)  # type: ignore[union-attr]
-        recorder.samples(rows, labels, digest, positions, split)
+        recorder.samples(rows, labels, digest, positions, is_eval)
         if timed:
             cost.micro_batch_s.append(thread_time() - started)
         return rows, labels
@@ -1045,8 +1053,11 @@ class Observer:
         book = self.current.training  # type: ignore[union-attr]
         if not book.entries:
             book.dtype = str(result.dtype).removeprefix("torch.")
-        since = trainer.state.global_step - trainer._globalstep_last_logged
-        book.add((self._loss, keep(result), since, *self._batch))
+        micro = keep(result)
+        since = 0
+        if type(micro) is not float or micro - micro != 0:  # what a Trainer that filters divides by, instead of adding
+            since = trainer.state.global_step - trainer._globalstep_last_logged
+        book.add((self._loss, micro, since, self._batch))
 
     def _now(self) -> Watched:
         assert self.current is not None
@@ -1150,7 +1161,7 @@ class Observer:
     def prediction_step_begins(self, trainer: Any, inputs: Any) -> None:
         self._in_prediction_step += 1
         if self._in_prediction_step == 1:
-            self._samples(inputs, "eval")
+            self._samples(inputs, True)
 
     def prediction_step_ends(self, trainer: Any, token: Any, result: Any) -> None:
         self._in_prediction_step -= 1
@@ -1206,7 +1217,7 @@ class Observer:
     def clip_ends(self, accelerator: Any, max_norm: Any, norm: Any) -> None:
         if accelerator is not self.trainer.accelerator or get_ident() != self.thread or max_norm is None:
             return
-        limit = float(max_norm)
+        limit = max_norm if type(max_norm) is float else float(max_norm)
         if not isinstance(norm, self._tensor_class):
             if norm is not None:
                 self.recorder.gradient_norm(float(norm), limit)
@@ -1223,11 +1234,11 @@ class Observer:
     def optimizer_step_ends(self, optimizer: Any, closure: Any, result: Any) -> None:
         """The rates that the step used: it does not change them."""
         if optimizer is self.trainer.optimizer and get_ident() == self.thread:
-            try:
-                skipped = optimizer._is_overflow  # what accelerate's property `step_was_skipped` returns
+            try:  # what accelerate's properties return
+                groups, skipped = optimizer.optimizer.param_groups, optimizer._is_overflow
             except AttributeError:
-                skipped = bool(getattr(optimizer, "step_was_skipped", False))
-            self.recorder.rates(OPTIMIZER_STEP, getattr(optimizer, "optimizer", optimizer).param_groups, skipped)
+                groups, skipped = optimizer.param_groups, bool(getattr(optimizer, "step_was_skipped", False))
+            self.recorder.rates(OPTIMIZER_STEP, groups, skipped)
 
     def scheduler_step_ends(self, scheduler: Any, argument: Any, result: Any) -> None:
         if scheduler is self.trainer.lr_scheduler and get_ident() == self.thread:

@@ -238,33 +238,21 @@ class Recorder:
         self.put(code, (values, True) if skipped else (values,))
 
     def samples(
-        self, rows: int | None, labels: int | None, digest: int | None, positions: list[Any] | None, split: str
+        self, rows: int | None, labels: int | None, digest: int | None, positions: list[Any] | None, is_eval: bool
     ) -> None:
         """The samples of a micro-batch."""
         at = self.position
         try:
             count = len(positions)  # type: ignore[arg-type]
-            packed = SAMPLES_ROWS[count]
+            pack_into, words = _SAMPLES_ROWS[count]
             time = perf_counter() + self.zero
-            is_eval = split != "train"
-            packed.pack_into(
-                self.map,
-                at << 3,
-                SAMPLES,
-                count,
-                rows,
-                labels,
-                is_eval,
-                digest,
-                *positions,
-                time,  # type: ignore[misc]
-            )
-            self.position = at + (packed.size >> 3)
+            pack_into(self.map, at << 3, SAMPLES, count, rows, labels, is_eval, digest, *positions, time)  # type: ignore[misc]
+            self.position = at + words
         except OVERFLOWS:
             if positions is not None and (len(positions) > MOST_POSITIONS or set(map(type, positions)) != {int}):
                 positions = None
             fields = (rows, labels, None if digest is None else f"{digest:08x}", positions)
-            self.put(SAMPLES, fields if split == "train" else (*fields, split))
+            self.put(SAMPLES, (*fields, "eval") if is_eval else fields)
 
     # -- cells --------------------------------------------------------------------------
 
@@ -431,6 +419,7 @@ class Recorder:
         self.position = NOWHERE
 
 
+_SAMPLES_ROWS = [(row.pack_into, row.size // WORD_BYTES) for row in SAMPLES_ROWS]
 _pack_two_rates, _TWO_RATES_WORDS = RATES[2].pack_into, RATES[2].size // WORD_BYTES
 _NORM_CODE = CODES[events.GradNorm]
 _pack_norm, _NORM_WORDS = PACKED[_NORM_CODE].pack_into, PACKED[_NORM_CODE].size // WORD_BYTES

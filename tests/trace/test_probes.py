@@ -427,6 +427,23 @@ def test_a_library_trace_sees_construction_and_every_trainer(name: str, tmp_path
     assert any(r.event == "on_init_end" for r in of(records, events.Event))
 
 
+def test_a_hook_that_fails_says_so_once_and_leaves_the_training_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = programs.library_named(name)
+    without = programs.trainer(library, tmp_path / "without").train().training_loss
+    monkeypatch.setattr("minitrainer.trace.probes.keep", lambda tensor: 1 / 0)
+    trainer = programs.trainer(library, tmp_path / "with")
+    with trace(trainer, tmp_path / "trace"):
+        assert trainer.train().training_loss == without
+    records = list(read(tmp_path / "trace" / "rank0.rows"))
+    failed = "the hook at {} failed (ZeroDivisionError: division by zero); its rows are missing"
+    hooks = ("compute_loss_ends", "training_step_ends")
+    assert [r.text for r in of(records, events.Note)] == [failed.format(hook) for hook in hooks]
+    calls = [r.method for r in of(records, events.Call)]
+    assert calls.count("compute_loss") == calls.count("training_step") == 4
+
+
 def test_other_threads_leave_no_rows(name: str, tmp_path: Path) -> None:
     library = programs.library_named(name)
 
