@@ -47,8 +47,9 @@ def main() -> None:
         "communication-apart": communication(ranks["talk", "apart"], ("transformers",)),
         "shards": shards(ranks),
         "command-line": command_lines(facts / "command-line.json", target / "command-line.json"),
-        "trace-cost": trace_cost(facts, target / "trace-cost.json"),
-    } | {file.stem: read(file) for file in sorted(facts.glob("speed*.json"))}
+        "speed": measurements(facts, target / "speed.json"),
+        "trace-cost": measurements(facts, target / "trace-cost.json"),
+    }
     for name, found in made.items():
         if found:
             (target / f"{name}.json").write_text(folded(found) + "\n", encoding="utf-8")
@@ -157,16 +158,17 @@ def command_lines(file: Path, earlier: Path) -> dict[str, Any]:
     return made
 
 
-def trace_cost(facts: Path, earlier: Path) -> dict[str, Any]:
-    """The figures of each measurement, `trace-cost.json` and those named after it, without the single blocks' seconds.
+def measurements(facts: Path, earlier: Path) -> dict[str, Any]:
+    """What each measurement of a kind has found, `speed.json` and those named after it, without the seconds of a trace's
+    single blocks.
 
-    Measurements that were not made this time stay as they are in the earlier file.
+    Measurements that were not made this time stay as they are in the earlier file: take out by hand what is superseded.
     """
-    files = sorted(facts.glob("trace-cost*.json"))
+    files = sorted(facts.glob(f"{earlier.stem}*.json"))
     made = (read(earlier) or {}) if files else {}
     for file in files:
-        made[file.stem] = read(file)
-        for shapes in made[file.stem]["precisions"].values():
+        made[file.stem] = found = read(file)
+        for shapes in found.get("precisions", {}).values():
             for each in shapes.values():
                 each.pop("seconds_of_each_block", None)
     return made
