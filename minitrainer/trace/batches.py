@@ -209,6 +209,7 @@ class Batches:
         return None
 
     def _forget_the_dead(self) -> None:
+        """Forget batches that are gone."""
         for key in [key for key, entry in self._known.items() if entry[0]() is None]:
             del self._known[key]
 

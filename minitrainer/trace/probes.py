@@ -494,8 +494,10 @@ class Observer:
         self.trainer_id = id(trainer)
         if self.trainer is not trainer:
             self.trainer = None
-        if self.current is not watched and (self.current is not None or watched.number):
-            self.recorder.put(FOCUS, (watched.number,))
+        if self.current is not watched:
+            self._state_sites.clear()
+            if self.current is not None or watched.number:
+                self.recorder.put(FOCUS, (watched.number,))
         self.current = watched
 
     def announce(self, watched: Watched) -> None:
@@ -871,7 +873,7 @@ class Observer:
             if name in sites and watch.callback_class is None:
                 code, instruction, kind, pack, begin = sites[name]
                 frame, values = frame_of(1), watched.state_values
-                old = values[name]
+                old = values.get(name)
                 if frame.f_lasti == instruction and frame.f_code is code and type(value) is kind and old != value:
                     values[name] = value
                     at = sink.position

@@ -427,6 +427,24 @@ def test_a_library_trace_sees_construction_and_every_trainer(name: str, tmp_path
     assert any(r.event == "on_init_end" for r in of(records, events.Event))
 
 
+def test_fields_of_two_states_do_not_mix(name: str, tmp_path: Path) -> None:
+    """The same line of code writes a field of one Trainer's state and then of another's, which did not have it."""
+    library = programs.library_named(name)
+    with trace_library(name, tmp_path / "trace"):
+
+        class Counting(library.Trainer):
+            def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+                self.state.evaluations = getattr(self.state, "evaluations", 0.0) + 0.5
+                return super().evaluate(*args, **kwargs)
+
+        one, two = (programs.trainer(library, tmp_path / folder, cls=Counting) for folder in ("one", "two"))
+        for trainer in (one, one, two, one):
+            trainer.evaluate()
+    assert (one.state.evaluations, two.state.evaluations) == (1.5, 0.5)
+    written = [(r.old, r.new) for r in of(recorded(tmp_path / "trace"), events.State) if r.field == "evaluations"]
+    assert written == [(None, 0.5), (0.5, 1.0), (None, 0.5), (1.0, 1.5)]
+
+
 def test_a_hook_that_fails_says_so_once_and_leaves_the_training_alone(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
