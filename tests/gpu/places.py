@@ -77,10 +77,12 @@ class Group:
     Attributes:
         folder: where they leave `rank0.json` and so on, and their output.
         processes: one a rank.
+        late: ranks that had to be killed.
     """
 
     folder: Path
     processes: list[subprocess.Popen[bytes]]
+    late: set[int] = field(default_factory=set)
     deadline: float = field(default_factory=lambda: time.monotonic() + LIMIT_SECONDS)
 
     def wait(self) -> None:
@@ -91,9 +93,11 @@ class Group:
 
     def end(self) -> None:
         """Kill what still runs: a rank that waits for a dead one would keep its card busy."""
-        for process in self.processes:
+        for rank, process in enumerate(self.processes):
             if process.poll() is None:
+                self.late.add(rank)
                 process.kill()
+                process.wait()
 
     def facts(self) -> list[dict[str, Any]]:
         """What each rank has found: every part that it has ended, and `cut_short` where it has not ended them all.
@@ -102,12 +106,12 @@ class Group:
             RuntimeError: a rank ended before it could say where it is; the text holds the end of its output.
         """
         found = []
-        codes = [process.poll() for process in self.processes]
         self.end()
-        for rank, code in enumerate(codes):
+        for rank, process in enumerate(self.processes):
+            code = process.returncode
             file = self.folder / f"rank{rank}.json"
             output = (self.folder / f"output{rank}.txt").read_text(encoding="utf-8", errors="replace")
-            ended = f"no end within {LIMIT_SECONDS} s" if code is None else f"ended with {code}"
+            ended = f"no end within {LIMIT_SECONDS} s" if rank in self.late else f"ended with {code}"
             if not file.exists():
                 raise RuntimeError(f"rank {rank} in {self.folder.name}: {ended}\n{output[-6000:]}")
             facts = json.loads(file.read_text(encoding="utf-8"))
