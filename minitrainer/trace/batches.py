@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
-from weakref import ref as _reference
 from zlib import crc32
 
 from xxhash import xxh3_64_intdigest
@@ -55,9 +54,9 @@ class Batches:
         self._starts: dict[Any, tuple[Any, Any, int, Any, Any, bool, bytes, int]] = {}
         self.drawer: Any = None
         self.drawn: Any = None
-        self.in_line: WeakKeyDictionary[Any, deque[Any]] = WeakKeyDictionary()
+        self.in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
         # id of a batch's first tensor -> (reference to it, positions, identity where it was taken on the host)
-        self._known: dict[int, tuple[_reference[Any], list[Any] | None, Identity | None]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], list[Any] | None, Identity | None]] = {}
 
     # -- where the loader hands out ------------------------------------------------
 
@@ -81,10 +80,7 @@ class Batches:
             return
         if type(index) is not list:  # a batch of one without a batch sampler, or a sampler of the user's own
             index = [index] if type(index) is int else None
-        known = self._known
-        if len(known) > 1024:  # batches that nobody trained on, such as those a resume skips
-            self._forget_the_dead()
-        known[id(tensor)] = _reference(tensor), index, None
+        self._remember(tensor, index, None)
 
     def batch_was_lost(self, iterator: Any) -> None:
         """Fetching failed: nothing is kept alive for it."""
@@ -101,7 +97,7 @@ class Batches:
             return
         known = self._recall(source)
         identity = self.identify(before, label_name) if target.device.type != "cpu" else None
-        self._known[id(target)] = _reference(target), known[0] if known else None, identity
+        self._remember(target, known[0] if known else None, identity)
 
     # -- where the Trainer trains ------------------------------------------------------
 
@@ -208,10 +204,10 @@ class Batches:
                 return tensor
         return None
 
-    def _forget_the_dead(self) -> None:
-        """Forget batches that are gone."""
-        for key in [key for key, entry in self._known.items() if entry[0]() is None]:
-            del self._known[key]
+    def _remember(self, tensor: Any, indices: list[Any] | None, identity: Identity | None) -> None:
+        if len(self._known) > 1024:  # batches that nobody trained on, such as those a resume skips
+            self._known = {key: entry for key, entry in self._known.items() if entry[0]() is not None}
+        self._known[id(tensor)] = weakref.ref(tensor), indices, identity
 
     def _recall(self, tensor: Any) -> tuple[list[Any] | None, Identity | None] | None:
         entry = self._known.get(id(tensor))

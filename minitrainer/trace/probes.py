@@ -191,16 +191,7 @@ _NO_TOKEN = """\
     _t_token = None
 """
 
-_AFTER_UNLESS_FALSE = """\
-    if _t_token is not False:
-        try:
-            _t_after({self}, _t_token, _t_result)
-        except Exception as _t_error:
-            _t_trouble(_t_error)
-"""
-"""A hook whose token is False has nothing to do afterwards."""
-
-PROBED_METHOD = _ADMIT + _ENTER + _BEFORE + _PROBED_BODY + _AFTER_UNLESS_FALSE + _LEAVE
+PROBED_METHOD = _ADMIT + _ENTER + _BEFORE + _PROBED_BODY + _AFTER + _LEAVE
 
 METHOD_WITH_RESULT = _ADMIT + _ENTER + _NO_TOKEN + _PROBED_BODY + _AFTER + _LEAVE
 
@@ -435,8 +426,8 @@ class Observer:
         # the event that is being called: its handler's control object and the callback that is running
         self.event_control: Any = None
         self.callback_class: type | None = None
-        # field of the state in use -> the last place that wrote it (code and instruction), the type of its value, and
-        # how a row of it is packed and begins
+        # field -> the last place that wrote it (code and instruction), the type of its value, and how a row of it is
+        # packed and begins
         self._state_sites: dict[str, tuple[Any, int, type, Callable[..., None], bytes]] = {}
         self._callback_ids: dict[type, int] = {}
         self._event_keywords: tuple[str, ...] = ()
@@ -494,10 +485,8 @@ class Observer:
         self.trainer_id = id(trainer)
         if self.trainer is not trainer:
             self.trainer = None
-        if self.current is not watched:
-            self._state_sites.clear()
-            if self.current is not None or watched.number:
-                self.recorder.put(FOCUS, (watched.number,))
+        if self.current is not watched and (self.current is not None or watched.number):
+            self.recorder.put(FOCUS, (watched.number,))
         self.current = watched
 
     def announce(self, watched: Watched) -> None:
@@ -874,7 +863,13 @@ class Observer:
                 code, instruction, kind, pack, begin = sites[name]
                 frame, values = frame_of(1), watched.state_values
                 old = values.get(name)
-                if frame.f_lasti == instruction and frame.f_code is code and type(value) is kind and old != value:
+                if (
+                    frame.f_lasti == instruction
+                    and frame.f_code is code
+                    and type(value) is kind
+                    and type(old) is kind  # another Trainer's state may not have the field, or in another type
+                    and old != value
+                ):
                     values[name] = value
                     at = sink.position
                     try:
@@ -899,8 +894,6 @@ class Observer:
             if new == old and type(new) is type(old):
                 return
             watched.state_values[field] = new
-            if field in self._state_sites and type(new) is not self._state_sites[field][2]:
-                del self._state_sites[field]
             cls = self.callback_class
             frame = sys._getframe(2)
             site = self.authors.site(frame, cls.__name__ if cls is not None else "")
@@ -917,7 +910,6 @@ class Observer:
 
     def _adopt_state(self, watched: Watched, state: Any) -> None:
         watched.state = state
-        self._state_sites.clear()
         watched.state_values = {
             field: _plain_state(value) for field, value in vars(state).items() if field not in UNWATCHED_STATE_FIELDS
         }
@@ -1219,7 +1211,7 @@ class Observer:
     def clip_ends(self, accelerator: Any, max_norm: Any, norm: Any) -> None:
         if accelerator is not self.trainer.accelerator or get_ident() != self.thread or max_norm is None:
             return
-        limit = max_norm if type(max_norm) is float else float(max_norm)
+        limit = float(max_norm)
         if not isinstance(norm, self._tensor_class):
             if norm is not None:
                 self.recorder.gradient_norm(float(norm), limit)
