@@ -6,8 +6,8 @@
 
 BERT-base with random weights, fp32 and bf16, on one card and (DDP over NCCL) on all, with batches of two shapes a
 precision: 32 samples of 128 tokens, where in bf16 a fast card waits for the host, and BERT's full length of 512
-tokens, in batches meant to be large enough for the host to wait. 64 of them are not always, in bf16 and with the newer
-versions' attention: a step then takes an H200 70 ms, and its host 40 to 80, as its pace goes. 128 would be.
+tokens, in batches meant to be large enough for the host to wait. In bf16 64 of them are not always: on two H200 two
+processes of the same way differ by up to a fifth in a turn, with 128 by one per cent (`traces/gpu/speed.json`).
 
 Each way is a process of its own, one a card, and trains *one* run: nothing is built or warmed up anew in between. It
 pauses where a step begins until the parent asks for a block: two steps to settle, then ten that are timed, the last of

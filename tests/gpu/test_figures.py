@@ -94,6 +94,13 @@ def test_the_interval_covers_what_it_says() -> None:
     assert missed <= 6
 
 
+def test_the_shortest_run_has_figures() -> None:
+    """Two groups of four blocks are what the program accepts; between them lies one comparison of equals."""
+    for found in figures([made(0.003, noise=0.001, drift=0.0, count=8)]).values():
+        assert (found["added"]["groups"], found["null"]["groups"]) == (2, 1)
+        assert found["null"]["middle_half"] == [found["null"]["share"]] * 2
+
+
 def test_the_verdict_says_when_it_cannot_tell() -> None:
     name = "a step, every tenth with a log"
     assert "as aimed at" in verdict(figures([made(0.001, noise=0.005, drift=0.0)])[name])
