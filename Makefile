@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/ready: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/ready: $(VENV)/bin/python pyproject.toml constraints.txt minitrainer/trace/_native.c
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	@touch $@
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,9 +112,10 @@ class TrainingBook:
         """Begin anew after a log."""
         # of each micro-batch: loss, what training_step returned, steps since the log (where that may not be a finite
         # number), rows and labels
-        self.entries: list[tuple[Any, Any, int, tuple[int | None, int | None]]] = []
+        self.entries: deque[tuple[Any, Any, int, tuple[int | None, int | None]]] = deque(
+            maxlen=MOST_PENDING_LOSSES + 1
+        )
         self.grad_norms: list[Any] = []
-        self.lost = 0
 
     def forget_log(self) -> None:
         """Forget what was kept for the log that is being made."""
@@ -124,12 +126,10 @@ class TrainingBook:
         self.total_before = 0.0
         self.step_of_last_log = 0
 
-    def add(self, entry: tuple[Any, Any, int, tuple[int | None, int | None]]) -> None:
-        """Add a micro-batch."""
-        if len(self.entries) >= MOST_PENDING_LOSSES:
-            del self.entries[:1024]
-            self.lost += 1024
-        self.entries.append(entry)
+    @property
+    def is_whole(self) -> bool:
+        """Whether all micro-batches since the last log are there."""
+        return len(self.entries) <= MOST_PENDING_LOSSES
 
     def loss_record(self, step: int, total_after: float, logged: Any, accumulation: int, filters: bool) -> events.Loss:
         """Derive the logged loss, check every link, and make the record."""
@@ -146,7 +146,7 @@ class TrainingBook:
         quotient = mean / steps if steps else None
         logged = float(logged)
         verified = (
-            self.lost == 0
+            self.is_whole
             and bool(gathered)
             and same(self.total_before + mean, total_after)
             and quotient is not None
@@ -193,7 +193,7 @@ class TrainingBook:
             filter_divisors=divisors,
             steps=step,
             logged=number(logged),
-            verified=self.lost == 0 and same(derived, logged) and same(self._sum(micro, filtered, divisors), rest),
+            verified=self.is_whole and same(derived, logged) and same(self._sum(micro, filtered, divisors), rest),
         )
 
     def _read_kept(self) -> tuple[list[float | None], list[float | None]]:

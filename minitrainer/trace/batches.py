@@ -9,24 +9,46 @@ device before the Trainer sees it, and reading it back would make the host wait;
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from xxhash import xxh3_64_intdigest
 
+try:
+    from minitrainer.trace._native import identify as native
+except ImportError:  # there was no compiler
+    native = None  # type: ignore[assignment]
+
 IGNORED_LABEL = -100
 """Labels with this value do not count towards a loss."""
 
-LARGEST_SEARCHED_BYTES = 1 << 16
-"""Integer labels up to this size are searched for `IGNORED_LABEL` as bytes; larger ones are compared one by one."""
-
 Identity = tuple[Any, Any, Any]
 """What is known of a batch in the host's memory: rows, labels, digest."""
+
+
+class Layout(NamedTuple):
+    """What tensors of one name have in common as long as shape and type stay the same. _native.c reads it, too.
+
+    Attributes:
+        shape, dtype: of the tensor.
+        start: digest of these and the name.
+        size_bytes: of all elements; 0 where they can't be read as they lie in memory.
+        rows: length of the first dimension, or None.
+        elements: how many there are.
+        label_bytes: of one element, if such a tensor may hold labels that do not count: 0 for floats, which all do, and
+            -1 for integers of other sizes than four and eight bytes.
+    """
+
+    shape: Any
+    dtype: Any
+    start: int
+    size_bytes: int
+    rows: int | None
+    elements: int
+    label_bytes: int
 
 
 class Batches:
@@ -48,10 +70,7 @@ class Batches:
             torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
             torch.float64, torch.float32, torch.float16,
         }  # fmt: skip
-        # name -> what its tensors had in common so far: shape, element type, digest of these and the name, what gives
-        # the bytes at an address (None where they can't be read as they lie), rows, whether all labels count, bytes of
-        # one that does not, elements
-        self._starts: dict[Any, tuple[Any, Any, int, Any, Any, bool, bytes, int]] = {}
+        self._layouts: dict[Any, Layout] = {}  # by name, of the last tensor
         self.drawer: Any = None
         self.drawn: Any = None
         self.in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
@@ -112,62 +131,54 @@ class Batches:
             _, indices, identity = entry
             if identity is not None:
                 return *identity, indices
-        if not tensor.is_cpu:
-            return int(tensor.shape[0]) if tensor.dim() else None, None, None, indices
         rows, labels, digest = self.identify(inputs, label_name)
         return rows, labels, digest, indices
 
     def identify(self, inputs: Any, label_name: str) -> Identity:
-        """Digest a batch in the host's memory, and count its rows and the labels that matter.
+        """Digest a batch, and count its rows and the labels that matter.
 
-        The digest covers name, element type, shape and bytes of every tensor, in the order of the batch.
+        The digest covers name, element type, shape and bytes of every tensor, in the order of the batch. Where one of
+        them is not in the host's memory there is no digest, and labels are counted only before it.
         """
-        tensor_class, starts = self._tensor_class, self._starts
+        if native is not None:  # for a batch like an earlier one
+            found = native(inputs, self._layouts, label_name, self._tensor_class, xxh3_64_intdigest)
+            if found is not None:
+                return found
         digest = 0
         rows = labels = None
         for name, value in inputs.items() if type(inputs) is dict else _named(inputs):
-            content: Any = None
-            if type(value) is tensor_class and name in starts and value.is_cpu:
-                shape, kind, start, bytes_at, first, all_count, ignored, elements = starts[name]
-                if value.dtype is kind and bytes_at and value.shape == shape and value.is_contiguous():
-                    address = value.data_ptr()  # 0 for a storage that was given back
-                    if address:
-                        content = bytes_at(address)
-            if content is None:
-                if not isinstance(value, tensor_class):
-                    continue
-                if not value.is_cpu or value.layout is not self._strided:
-                    return rows, labels, None
-                _, _, start, _, first, all_count, ignored, elements = self._start(name, value)
-                content = self._array(value)
-            digest = xxh3_64_intdigest(content, digest ^ start)
+            if not isinstance(value, self._tensor_class):
+                continue
+            if not value.is_cpu or value.layout is not self._strided:
+                if rows is None and value.dim():
+                    rows = int(value.shape[0])
+                return rows, labels, None
+            layout = self._layouts[name] = self._layout(name, value)
+            content = self._array(value)
+            digest = xxh3_64_intdigest(content, digest ^ layout.start)
             if rows is None:
-                rows = first
+                rows = layout.rows
             if name == label_name:
-                if all_count or (ignored and ignored not in bytes(content)):
-                    labels = elements
-                else:
-                    labels = int((self._array(value) != IGNORED_LABEL).sum())
+                labels = int((content != IGNORED_LABEL).sum()) if layout.label_bytes else layout.elements
         return rows, labels, digest & 0xFFFFFFFF
 
-    def _start(self, name: Any, tensor: Any) -> tuple[Any, Any, int, Any, Any, bool, bytes, int]:
-        """What all tensors of this name, shape and type have in common."""
-        size = tensor.numel() * tensor.element_size()
+    def _layout(self, name: Any, tensor: Any) -> Layout:
+        """What tensors of this name, shape and type have in common."""
+        known = self._layouts.get(name)
         shape, kind = tensor.shape, tensor.dtype
-        ignored = b""
-        if kind in (self._torch.int64, self._torch.int32) and size <= LARGEST_SEARCHED_BYTES:
-            ignored = IGNORED_LABEL.to_bytes(tensor.element_size(), sys.byteorder, signed=True)
-        start = self._starts[name] = (
-            shape,
-            kind,
-            crc32(f"{name} {kind} {tuple(shape)}".encode()),
-            (ctypes.c_char * size).from_address if kind in self._plain_kinds and size else None,
-            shape[0] if shape else None,
-            tensor.is_floating_point(),
-            ignored,
-            tensor.numel(),
+        if known is not None and known.shape == shape and known.dtype is kind:
+            return known
+        size = tensor.element_size()
+        counts_all = tensor.is_floating_point()
+        return Layout(
+            shape=shape,
+            dtype=kind,
+            start=crc32(f"{name} {kind} {tuple(shape)}".encode()),
+            size_bytes=tensor.numel() * size if kind in self._plain_kinds else 0,
+            rows=shape[0] if shape else None,
+            elements=tensor.numel(),
+            label_bytes=0 if counts_all else size if kind in (self._torch.int64, self._torch.int32) else -1,
         )
-        return start
 
     def _array(self, tensor: Any) -> Any:
         """The bytes of a tensor as a NumPy array that shares its memory."""

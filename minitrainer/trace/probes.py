@@ -26,13 +26,12 @@ from __future__ import annotations
 
 import functools
 import os
-import struct
 import sys
 import weakref
 import zlib
-from _thread import get_ident
 from collections.abc import Callable, Iterator
-from time import perf_counter, thread_time
+from itertools import cycle
+from time import thread_time
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -56,31 +55,28 @@ from minitrainer.trace.patching import (
     unlink_wrappers,
     wrapper_of,
 )
-from minitrainer.trace.recorder import (
-    COST_SAMPLE,
-    NOT_A_NUMBER,
-    OVERFLOWS,
-    Recorder,
-    number,
-    plain,
-    wrapper_names,
-)
+from minitrainer.trace.pen import Pen
+from minitrainer.trace.recorder import COST_SAMPLE, Recorder, first_word, number, plain
 from minitrainer.trace.rows import (
     CALL,
     CALLBACK_END,
+    CELL_EVENT_END,
     CELL_NAMED,
     CODES,
     EVENT,
     EVENT_END,
     FLAG,
-    PACKED,
     PUBLIC_METHODS,
     RAISE,
+    SAMPLES,
     STATE,
-    STATE_OF_FLOATS,
-    STATE_OF_INTEGERS,
     WORD_BYTES,
 )
+
+try:
+    from minitrainer.trace._native import IfChanged
+except ImportError:  # there was no compiler
+    IfChanged = None  # type: ignore[assignment, misc]
 
 LIBRARIES = ("transformers", "minitrainer")
 """Top-level packages whose class named `Trainer` can be observed."""
@@ -99,6 +95,9 @@ EVENTS_LOOKED_AT = frozenset({"on_train_begin", "on_log", "on_train_end", "on_in
 
 LONGEST_MESSAGE = 300
 
+MOST_POSITIONS = 4096
+"""More positions than this in one micro-batch are not recorded."""
+
 GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE, FOCUS = (
     CODES[kind]
     for kind in (
@@ -114,16 +113,10 @@ GRAD_NORM, OPTIMIZER_STEP, SCHEDULER_STEP, GATHER, LOG, FILE, RNG, NOTE, FOCUS =
     )
 )
 
-STATE_BEGIN = struct.Struct("<BHH")
-PACK_STATE = {int: struct.Struct("<5s3xqqd").pack_into, float: struct.Struct("<5s3xddd").pack_into}
-"""How a row of the state begins (kind, field, site), and how the rest is packed behind it."""
-
-EVENT_WORDS, STATE_WORDS = (PACKED[kind].size // WORD_BYTES for kind in (EVENT, STATE_OF_INTEGERS))
-
 # -- bodies of the wrappers; `{call}` is the original with all its arguments ------------------------
 
 _ADMIT = """\
-    if {self} is not _t_watch.trainer or _t_ident() != _t_thread:
+    if {self} is not _t_watch.trainer:
         if not _t_admit({self}):
             return {call}
         try:
@@ -134,26 +127,18 @@ _ADMIT = """\
 """Most calls come from inside another. The outermost goes through its wrapper a second time, as if it did too."""
 
 _ENTER = """\
-    _t_to = _t_sink
-    try:
-        _t_at = _t_to.position
-        _t_to.cells[_t_at] = _t_clock() + _t_head
-        _t_to.position = _t_at + 1
-    except _t_overflows:
-        _t_enter()
+    if not _t_cell(_t_cell_number) and not _t_enter():
+        return {call}
 """
-"""The first call of a method has no head yet and ends in `_t_enter`, like one that finds no room."""
+"""The first call of a method has no number yet and ends in `_t_enter`, like one for which there is no room, and one on
+another thread, which is no business of ours."""
 
 _LEAVE = """\
-    try:
-        _t_at = _t_to.position
-        _t_to.cells[_t_at] = _t_clock() + _t_return_head
-        _t_to.position = _t_at + 1
-    except _t_overflows:
-        _t_to.put(2, ())
+    if not _t_cell(1):
+        _t_put(2, ())
     return _t_result
 """
-"""2 is RETURN."""
+"""1 is CELL_RETURN, 2 is RETURN."""
 
 _BODY = """\
     try:
@@ -201,11 +186,9 @@ RECURSIVE_METHOD = (
         return {call}
 """
     + _ADMIT
-    + """\
-    _t_watch.in_recursion = True
-"""
     + _ENTER
     + """\
+    _t_watch.in_recursion = True
     try:
         _t_result = {call}
     except BaseException as _t_error:
@@ -250,13 +233,8 @@ CALLBACK_METHOD = """\
     _t_watch.callback_class = _t_class = _t_class_of({self})
     if _t_class is not _t_last_class:
         _t_define(_t_class)
-    _t_to = _t_sink
-    try:
-        _t_at = _t_to.position
-        _t_to.cells[_t_at] = _t_clock() + _t_head
-        _t_to.position = _t_at + 1
-    except _t_overflows:
-        _t_to.put(6, (_t_number,))
+    if not _t_cell(_t_cell_number):
+        _t_put(6, (_t_name,))
     try:
         _t_result = {call}
     except BaseException as _t_error:
@@ -273,15 +251,11 @@ CALLBACK_METHOD = """\
     if not _t_same and not _t_callback_meddled(_t_control, _t_result):
         return _t_result
     _t_watch.callback_class = None
-    try:
-        _t_at = _t_to.position
-        _t_to.cells[_t_at] = _t_clock() + _t_callback_end_head
-        _t_to.position = _t_at + 1
-    except _t_overflows:
-        _t_to.put(7, ())
+    if not _t_cell(2):
+        _t_put(7, ())
     return _t_result
 """
-"""6 and 7 are CALLBACK and CALLBACK_END."""
+"""2 is CELL_CALLBACK_END, 6 and 7 are CALLBACK and CALLBACK_END."""
 
 CALLBACK_METHOD = CALLBACK_METHOD.replace("{flag_is_set}", f"({_FLAG_IS_SET})")
 
@@ -379,7 +353,10 @@ class Observer:
         "_globals",
         "_in_prediction_step",
         "_in_training_step",
+        "_is_elsewhere",
+        "_is_timed",
         "_loss",
+        "_pen",
         "_scheduler_classes_done",
         "_state_sites",
         "_target_id",
@@ -396,7 +373,6 @@ class Observer:
         "in_recursion",
         "patches",
         "recorder",
-        "thread",
         "torch",
         "trainer",
         "trainer_id",
@@ -409,7 +385,9 @@ class Observer:
         self.authors = Authors()
         self.hooks: list[str] = []
         self.unhooked: dict[str, str] = {}
-        self.thread = get_ident()
+        self._is_timed = cycle([False] * (COST_SAMPLE - 1) + [True])  # of each micro-batch
+        self._pen: Pen
+        self._is_elsewhere: Callable[[], bool]  # asks whether this is another thread than the one that is observed
         self.trainer_id = 0
         self.trainer: Any = None
         self.in_recursion = False
@@ -426,9 +404,9 @@ class Observer:
         # the event that is being called: its handler's control object and the callback that is running
         self.event_control: Any = None
         self.callback_class: type | None = None
-        # field -> the last place that wrote it (code and instruction), the type of its value, and how a row of it is
-        # packed and begins
-        self._state_sites: dict[str, tuple[Any, int, type, Callable[..., None], bytes]] = {}
+        # field -> the last place that wrote it (code and instruction), the type of its value, what writes a row of it,
+        # and the row's first word
+        self._state_sites: dict[str, tuple[Any, int, type, Callable[[int, Any, Any], bool], int]] = {}
         self._callback_ids: dict[type, int] = {}
         self._event_keywords: tuple[str, ...] = ()
         self._foreign_writes: dict[tuple[int, str], Any] = {}
@@ -448,7 +426,7 @@ class Observer:
 
     def admit(self, trainer: Any) -> bool:
         """Decide whether a call on `trainer` is recorded, and turn the focus to it."""
-        if self._closed or get_ident() != self.thread:
+        if self._closed or self._is_elsewhere():
             return False
         if id(trainer) == self.trainer_id:
             self.trainer = trainer
@@ -520,7 +498,7 @@ class Observer:
 
     def building(self, trainer: Any) -> bool:
         """A constructor of a Trainer class was entered."""
-        if self._closed or get_ident() != self.thread or self._target_id:
+        if self._closed or self._is_elsewhere() or self._target_id:
             return False
         self.instrument_trainer_class(type(trainer))
         watched = self._watched.get(id(trainer)) or self.watch(trainer)
@@ -578,16 +556,15 @@ class Observer:
         for value in vars(handler_class).values():
             self.authors.know(value, handler_class.__name__, BY_HANDLER)
         watch, sink, name_of = self, self.recorder, self.recorder.name
-        sink_map = sink.map
-        pack_event = struct.Struct("<3sBB3xI4xdd").pack_into
-        begins: dict[str, bytes | None] = {}  # event -> how its rows begin
-        bits_of, clock, ident, thread = _bits, perf_counter, get_ident, self.thread
+        write_event, write_cell, is_elsewhere = sink.pen.event, sink.pen.cell, sink.pen.is_elsewhere
+        begins: dict[str, int] = {}  # event -> the first word of its rows, less the flags
+        bits_of = _bits
 
         def call_event(self: Any, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             trainer = watch.trainer
-            if (
-                trainer is None or trainer.callback_handler is not self or ident() != thread
-            ) and not watch.admit_handler(self):
+            if (trainer is None or trainer.callback_handler is not self or is_elsewhere()) and not watch.admit_handler(
+                self
+            ):
                 return original(self, event, args, state, control, **kwargs)
             watched: Any = watch.current
             try:
@@ -610,22 +587,14 @@ class Observer:
                     watch.event_begins(watched, event, state, control, self)
                     flags = watched.flags
                     number = name_of(event)
-                    begin = struct.pack("<BH", EVENT, number) if number < 1 << 16 else None
+                    begin = first_word("<BH", EVENT, number) if number < 1 << 16 else -1
                     if event not in EVENTS_LOOKED_AT:
                         begins[event] = begin
                 else:
                     begin = begins[event]
-                epoch = state.epoch
-                if epoch is None:
-                    epoch = NOT_A_NUMBER
-                lowered = watched.lowered_by_handler
-                at = sink.position
-                try:
-                    pack_event(sink_map, at << 3, begin, lowered, flags, state.global_step, epoch, clock() + sink.zero)
-                    sink.position = at + EVENT_WORDS
-                except OVERFLOWS:
-                    epoch = None if epoch is NOT_A_NUMBER else float(epoch)
-                    sink.put(EVENT, (name_of(event), state.global_step, epoch, lowered, flags))
+                lowered, step, epoch = watched.lowered_by_handler, state.global_step, state.epoch
+                if not write_event(begin | lowered << 24 | flags << 32, step, epoch):
+                    sink.put(EVENT, (name_of(event), step, None if epoch is None else float(epoch), lowered, flags))
                 if lowered:
                     watched.lowered_by_handler = 0
             except Exception as error:
@@ -643,11 +612,7 @@ class Observer:
                 watch._raise(error)
                 raise
             watch.event_control, watch.callback_class = outer_control, outer_class
-            at = sink.position
-            try:
-                sink.cells[at] = clock() + sink.event_ends[watched.flags]
-                sink.position = at + 1
-            except OVERFLOWS:
+            if not write_cell(CELL_EVENT_END + watched.flags):
                 sink.put(EVENT_END, (watched.flags,))
             return result
 
@@ -664,7 +629,7 @@ class Observer:
 
     def admit_handler(self, handler: Any) -> bool:
         """Find the observed Trainer that a callback handler belongs to, and turn the focus to it."""
-        if self._closed or get_ident() != self.thread:
+        if self._closed or self._is_elsewhere():
             return False
         for watched in list(self._watched.values()):
             trainer = watched.ref()
@@ -714,7 +679,7 @@ class Observer:
                 if base in self._classes_done or not name.startswith("on_"):
                     continue
                 if is_plain_function(value):
-                    own = Own(self._globals, _t_last_class=None, _t_number=0, _t_head=None)
+                    own = Own(self._globals, _t_last_class=None, _t_name=0, _t_cell_number=None)
                     own["_t_define"] = functools.partial(self._define_callback, own)
                     wrapper = wrapper_of(value, CALLBACK_METHOD, own, keywords=self._event_keywords)
                     self.patches.replace(base, name, wrapper)
@@ -727,8 +692,7 @@ class Observer:
         number = self._callback_ids.get(cls)
         if number is None:
             number = self._callback_ids[cls] = self.recorder.name(cls.__name__)
-        own["_t_number"], own["_t_last_class"] = number, cls
-        own["_t_head"] = self.recorder.head_of(CELL_NAMED + 2 * number + 1)
+        own["_t_name"], own["_t_cell_number"], own["_t_last_class"] = number, CELL_NAMED + 2 * number + 1, cls
 
     def callback_meddled(self, control: Any, result: Any) -> bool:
         """A callback changed flags without an assignment, or returned a control object of its own.
@@ -788,12 +752,15 @@ class Observer:
                 watch.flag_changed(watched, name, bool(value))
 
         __setattr__.__code__ = __setattr__.__code__.replace(co_filename=SOURCE_NAME)
-        self.patches.replace(control_class, "__setattr__", __setattr__)
+        hook: Any = __setattr__
+        if IfChanged is not None and original is object.__setattr__:
+            hook = IfChanged(hook)
+        self.patches.replace(control_class, "__setattr__", hook)
 
     def flag_changed(self, watched: Watched, flag: str, new: bool) -> None:
         """An assignment changed a flag of the control object in use."""
         watched.flags ^= FLAG_BITS[flag]
-        if get_ident() != self.thread or not self.trainer_id:
+        if self._is_elsewhere() or not self.trainer_id:
             return
         try:
             cls = self.callback_class
@@ -851,8 +818,7 @@ class Observer:
         watch = self
         original = state_class.__setattr__
 
-        sites, sink, sink_map = self._state_sites, self.recorder, self.recorder.map
-        frame_of, clock, unpack_begin = sys._getframe, perf_counter, STATE_BEGIN.unpack
+        sites, frame_of = self._state_sites, sys._getframe
 
         def __setattr__(self: Any, name: str, value: Any) -> None:
             original(self, name, value)
@@ -860,25 +826,13 @@ class Observer:
             if watched is None or self is not watched.state:
                 return
             if name in sites and watch.callback_class is None:
-                code, instruction, kind, pack, begin = sites[name]
+                code, instruction, kind, write, first = sites[name]
                 frame, values = frame_of(1), watched.state_values
-                old = values.get(name)
-                if (
-                    frame.f_lasti == instruction
-                    and frame.f_code is code
-                    and type(value) is kind
-                    and type(old) is kind  # another Trainer's state may not have the field, or in another type
-                    and old != value
-                ):
-                    values[name] = value
-                    at = sink.position
-                    try:
-                        pack(sink_map, at << 3, begin, old, value, clock() + sink.zero)
-                        sink.position = at + STATE_WORDS
-                    except OVERFLOWS:
-                        _, field, author = unpack_begin(begin)
-                        sink.put(STATE, (field, old, value, author))
-                    return
+                if frame.f_lasti == instruction and frame.f_code is code and type(value) is kind:
+                    old = values.get(name)
+                    if old != value and write(first, old, value):  # no if `old` is of another type
+                        values[name] = value
+                        return
             if name not in UNWATCHED_STATE_FIELDS:
                 watch.state_changed(watched, name, value)
 
@@ -886,7 +840,7 @@ class Observer:
         self.patches.replace(state_class, "__setattr__", __setattr__)
 
     def state_changed(self, watched: Watched, field: str, value: Any) -> None:
-        if not self.trainer_id or get_ident() != self.thread:
+        if not self.trainer_id or self._is_elsewhere():
             return
         try:
             new = _plain_state(value)
@@ -901,9 +855,12 @@ class Observer:
             if site.role == BY_TRAINER and cls is None and self.authors.knows(frame):
                 kind = type(new)
                 if (kind is int or kind is float) and max(field_id, site_id) < 1 << 16:
-                    row = STATE_OF_INTEGERS if kind is int else STATE_OF_FLOATS
-                    begin = STATE_BEGIN.pack(row, field_id, site_id)
-                    self._state_sites[field] = frame.f_code, frame.f_lasti, kind, PACK_STATE[kind], begin
+                    self._state_sites[field] = (
+                        frame.f_code,
+                        frame.f_lasti,
+                        kind,
+                        *self.recorder.state_row(kind, field_id, site_id),
+                    )
             self.recorder.state(field_id, site_id, old, new)
         except Exception as error:
             self.trouble("TrainerState.__setattr__", error)
@@ -958,7 +915,7 @@ class Observer:
                 continue
             probe = PROBES.get(name)
             method = (name, owner, part, of_library and name not in PUBLIC_METHODS)
-            own = Own(self._globals, _t_head=None)
+            own = Own(self._globals, _t_cell_number=None)
             own["_t_enter"] = functools.partial(self._enter, own, method)
             argument = (1, "")
             if isinstance(value, staticmethod):
@@ -977,11 +934,17 @@ class Observer:
             wrapper = wrapper_of(function, template, own, argument)
             self.patches.replace(base, name, staticmethod(wrapper) if isinstance(value, staticmethod) else wrapper)
 
-    def _enter(self, own: Own, method: tuple[str, str, str, bool]) -> None:
-        """Write a call that a wrapper could not pack: its first one, or one for which there was no room."""
+    def _enter(self, own: Own, method: tuple[str, str, str, bool]) -> bool:
+        """Write a call that a wrapper could not: its first one, or one for which there was no room.
+
+        False where nothing was written because the call is another thread's.
+        """
+        if self._is_elsewhere():
+            return False
         number = self.recorder.name(method)
-        own["_t_head"] = self.recorder.head_of(CELL_NAMED + 2 * number)
+        own["_t_cell_number"] = CELL_NAMED + 2 * number
         self.recorder.put(CALL, (number,))
+        return True
 
     def _around(self, before: Callable[..., Any], after: Callable[..., Any], own: Own | None = None) -> Own:
         """The names that a body with hooks before and after refers to."""
@@ -1020,16 +983,17 @@ class Observer:
 
     def _samples(self, inputs: Any, is_eval: bool) -> tuple[int | None, int | None]:
         """Write down which samples a micro-batch holds; return how many, and how many labels."""
-        recorder = self.recorder
-        cost = recorder.cost
-        cost.micro_batches = number = cost.micro_batches + 1
-        if timed := not number % COST_SAMPLE:
-            cost.time_a_call()
+        if timed := next(self._is_timed):
+            self.recorder.cost.time_a_call()
             started = thread_time()
         rows, labels, digest, positions = self.batches.of(inputs, self.current.label_name)  # type: ignore[union-attr]
-        recorder.samples(rows, labels, digest, positions, is_eval)
+        if not self._pen.samples(SAMPLES, rows, labels, is_eval, digest, positions):
+            if positions is not None and (len(positions) > MOST_POSITIONS or set(map(type, positions)) != {int}):
+                positions = None
+            fields = (rows, labels, None if digest is None else f"{digest:08x}", positions)
+            self.recorder.put(SAMPLES, (*fields, "eval") if is_eval else fields)
         if timed:
-            cost.micro_batch_s.append(thread_time() - started)
+            self.recorder.cost.micro_batch_s.append(thread_time() - started)
         return rows, labels
 
     def compute_loss_ends(self, trainer: Any, token: Any, result: Any) -> None:
@@ -1051,7 +1015,7 @@ class Observer:
         since = 0
         if type(micro) is not float or micro - micro != 0:  # what a Trainer that filters divides by, instead of adding
             since = trainer.state.global_step - trainer._globalstep_last_logged
-        book.add((self._loss, micro, since, self._batch))
+        book.entries.append((self._loss, micro, since, self._batch))
 
     def _now(self) -> Watched:
         assert self.current is not None
@@ -1209,34 +1173,45 @@ class Observer:
     # -- optimizer and scheduler ------------------------------------------------------------------------------
 
     def clip_ends(self, accelerator: Any, max_norm: Any, norm: Any) -> None:
-        if accelerator is not self.trainer.accelerator or get_ident() != self.thread or max_norm is None:
+        if accelerator is not self.trainer.accelerator or self._is_elsewhere() or max_norm is None:
             return
         limit = float(max_norm)
-        if not isinstance(norm, self._tensor_class):
-            if norm is not None:
-                self.recorder.gradient_norm(float(norm), limit)
-        elif norm.is_cpu:
-            self.recorder.gradient_norm(norm.item(), limit)
-        else:
-            self._now().training.grad_norms.append(norm.detach())
-            self.recorder.put(GRAD_NORM, (None, number(limit)))
+        if isinstance(norm, self._tensor_class):
+            if not norm.is_cpu:
+                self._now().training.grad_norms.append(norm.detach())
+                self.recorder.put(GRAD_NORM, (None, number(limit)))
+                return
+            norm = norm.item()
+        elif norm is None:
+            return
+        if not self._pen.floats(GRAD_NORM, norm, limit):
+            norm = float(norm)
+            self.recorder.put(GRAD_NORM, (number(norm), number(limit), norm > limit))
 
     def _is_here(self) -> bool:
         """Whether a Trainer is in focus and this is its thread."""
-        return self.trainer_id != 0 and get_ident() == self.thread
+        return self.trainer_id != 0 and not self._is_elsewhere()
 
     def optimizer_step_ends(self, optimizer: Any, closure: Any, result: Any) -> None:
         """The rates that the step used: it does not change them."""
-        if optimizer is self.trainer.optimizer and get_ident() == self.thread:
+        if optimizer is self.trainer.optimizer and not self._is_elsewhere():
             try:  # what accelerate's properties return
                 groups, skipped = optimizer.optimizer.param_groups, optimizer._is_overflow
             except AttributeError:
                 groups, skipped = optimizer.param_groups, bool(getattr(optimizer, "step_was_skipped", False))
-            self.recorder.rates(OPTIMIZER_STEP, groups, skipped)
+            self._write_rates(OPTIMIZER_STEP, groups, skipped)
 
     def scheduler_step_ends(self, scheduler: Any, argument: Any, result: Any) -> None:
-        if scheduler is self.trainer.lr_scheduler and get_ident() == self.thread:
-            self.recorder.rates(SCHEDULER_STEP, scheduler.optimizer.param_groups)
+        if scheduler is self.trainer.lr_scheduler and not self._is_elsewhere():
+            self._write_rates(SCHEDULER_STEP, scheduler.optimizer.param_groups)
+
+    def _write_rates(self, kind: int, groups: list[dict[str, Any]], skipped: bool = False) -> None:
+        """A step, with the rate of each parameter group."""
+        two = len(groups) == 2  # as most models have: with weight decay and without
+        if two and self._pen.floats(kind | 2 << 8 | skipped << 16, groups[0]["lr"], groups[1]["lr"]):
+            return
+        rates = [_rate(group["lr"]) for group in groups]
+        self.recorder.put(kind, (rates, True) if skipped else (rates,))
 
     def _hook_scheduler(self, watched: Watched) -> None:
         """The scheduler exists when training begins: hook the class that defines its `step`, and a bare optimizer."""
@@ -1265,8 +1240,8 @@ class Observer:
     def bare_step_ends(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         """Any optimizer of torch has stepped."""
         try:
-            if self.trainer is not None and optimizer is self.trainer.optimizer and get_ident() == self.thread:
-                self.recorder.rates(OPTIMIZER_STEP, optimizer.param_groups)
+            if self.trainer is not None and optimizer is self.trainer.optimizer and not self._is_elsewhere():
+                self._write_rates(OPTIMIZER_STEP, optimizer.param_groups)
         except Exception as error:
             self.trouble("Optimizer.step", error)
 
@@ -1314,11 +1289,12 @@ class Observer:
         parts = _library_parts(root)
         self._survey(root, parts)
         self.recorder = recorder_of()
-        self.recorder.wrapper_globals = self._globals = shared_globals(
-            **wrapper_names(self.recorder),
+        self._pen = self.recorder.pen
+        self._is_elsewhere = self._pen.is_elsewhere
+        self._globals = shared_globals(
+            _t_cell=self._pen.cell,
+            _t_put=self.recorder.put,
             _t_watch=self,
-            _t_ident=get_ident,
-            _t_thread=self.thread,
             _t_admit=self.admit,
             _t_is_open=self._is_open,
             _t_failed=self.failed,
@@ -1344,12 +1320,12 @@ class Observer:
 
     def _empty_call(self) -> Callable[[], Any]:
         """A hooked method that does nothing, whose rows go nowhere: what it takes is what a call takes."""
-        nowhere = Nowhere()
-        own = Own(self._globals, _t_sink=nowhere, _t_head=self.recorder.head_of(CELL_NAMED))
-        wrapper = wrapper_of(_does_nothing, METHOD, own)
+        pen = Pen(self._pen.zero)
+        pen.move(bytearray(2 * WORD_BYTES))
+        wrapper = wrapper_of(_does_nothing, METHOD, Own(self._globals, _t_cell=pen.cell, _t_cell_number=CELL_NAMED))
 
         def call() -> None:
-            nowhere.position = 0
+            pen.position = 0
             wrapper(self.trainer)
 
         return call
@@ -1401,7 +1377,7 @@ class Observer:
 
     def _is_open(self) -> bool:
         """Whether a call of the Trainer in focus is open on this thread."""
-        if not self.trainer_id or self.current is None or get_ident() != self.thread:
+        if not self.trainer_id or self.current is None or self._is_elsewhere():
             return False
         return bool(self.authors.caller(sys._getframe(2), BY_TRAINER))
 
@@ -1431,7 +1407,7 @@ class Observer:
         from torch.utils.data import dataloader
 
         iterator_class: Any = dataloader._BaseDataLoaderIter
-        batches, ident, thread = self.batches, get_ident, self.thread
+        batches, is_elsewhere = self.batches, self._is_elsewhere
         fetched, lost = batches.batch_was_fetched, batches.batch_was_lost
         next_batch, next_index = iterator_class.__next__, iterator_class._next_index
         watch = self
@@ -1442,7 +1418,7 @@ class Observer:
             except BaseException:
                 lost(self)
                 raise
-            if watch.trainer_id and ident() == thread:
+            if watch.trainer_id and not is_elsewhere():
                 try:
                     fetched(self, batch)
                 except Exception as error:
@@ -1451,7 +1427,7 @@ class Observer:
 
         def _next_index(self: Any) -> Any:
             index = next_index(self)
-            if watch.trainer_id and ident() == thread:
+            if watch.trainer_id and not is_elsewhere():
                 if batches.drawer is None and not batches.in_line:
                     batches.drawer, batches.drawn = self, index
                 else:  # workers that fetch ahead, or a data set that has a loader of its own
@@ -1473,7 +1449,7 @@ class Observer:
 
     def _move_ends(self, batch: Any, token: Any, moved: Any) -> None:
         watched = self.current
-        if watched is not None and self.trainer_id and get_ident() == self.thread:
+        if watched is not None and self.trainer_id and not self._is_elsewhere():
             self.batches.batch_was_moved(batch, moved, watched.label_name)
 
     def refresh_bound_gathers(self, trainer: Any) -> None:
@@ -1559,16 +1535,6 @@ OUTSIDE = {
 """Hooked points outside the Trainer: module, class, attribute."""
 
 
-class Nowhere:
-    """Stands for a recorder in an empty call."""
-
-    __slots__ = ("cells", "position")
-
-    def __init__(self) -> None:
-        self.cells = memoryview(bytearray(2 * WORD_BYTES)).cast("d")
-        self.position = 0
-
-
 def _does_nothing(self: Any) -> None:
     """What `Observer._empty_call` hooks."""
 
@@ -1631,6 +1597,12 @@ def _bits(control: Any) -> int:
     if control.should_log:
         bits += 16
     return bits
+
+
+def _rate(rate: Any) -> events.Number:
+    """A learning rate as it stands in a record; one that lives on a GPU is not read."""
+    on_device = getattr(getattr(rate, "device", None), "type", "cpu") != "cpu"
+    return None if on_device else number(float(rate))
 
 
 def _plain_state(value: Any) -> Any:

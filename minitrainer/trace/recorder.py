@@ -7,10 +7,10 @@ interpreter that crashes lose nothing. Only a machine that loses power can.
 Why not a buffer and `write`: a buffer is what a kill loses, and one `write` a row costs ten times as much as the copy.
 Why the space is allocated ahead (`posix_fallocate`): a mapped page without a block on the disk behind it would kill the
 process (SIGBUS) on a full disk. Allocation says so beforehand, and then recording stops with one warning; training
-never does. Why most rows are one float, stored by an assignment: encoding, joining and copying would be three calls,
-packing by `struct` is still one, and the clock gives a float anyway.
+never does.
 
-The layout of the rows is in rows.py.
+What happens many times a step is written by the pen (pen.py) without an encoder: whoever writes such a row asks the pen
+first, and calls `put` where it has no room or can't hold the value. The layout of the rows is in rows.py.
 """
 
 from __future__ import annotations
@@ -32,19 +32,13 @@ from typing import Any
 import msgspec
 
 from minitrainer.trace import events
+from minitrainer.trace.pen import Pen
 from minitrainer.trace.rows import (
-    CELL_CALLBACK_END,
-    CELL_EVENT_END,
-    CELL_RETURN,
     CODES,
     DEFINITION,
     FIELDS,
     NEW_TIME,
     ORIGIN,
-    PACKED,
-    RATES,
-    SAMPLES,
-    SAMPLES_ROWS,
     STATE,
     STATE_OF_FLOATS,
     STATE_OF_INTEGERS,
@@ -52,7 +46,6 @@ from minitrainer.trace.rows import (
     WORD_BYTES,
     Names,
     RowSplitter,
-    cell_head,
     filled_up,
     plain_row,
 )
@@ -63,26 +56,14 @@ LARGEST_SEGMENT_BYTES = 1 << 26
 RESERVE_BYTES = 512
 """Kept free at the end of the mapped file, so that the last line still fits after the disk has become full."""
 
-NOWHERE = 1 << 58
-"""Position of a recorder that has stopped: no row fits there, so every writer ends in one of `OVERFLOWS`."""
-
 LONGEST_TIME_TICKS = 1 << 39
 """Half of what a cell can hold, six days: after it times are counted anew."""
-
-MOST_POSITIONS = 4096
-"""More positions than this in one micro-batch are not recorded."""
 
 COST_SAMPLE = 32
 """The recorder times itself on one micro-batch in so many; the clock on every row would double what it measures."""
 
 SAMPLE_BYTES = 1 << 16
 """How much of a recording is read back at its end, to estimate the number of rows."""
-
-NOT_A_NUMBER = math.nan
-"""How a packed row says that there is no number."""
-
-OVERFLOWS = (struct.error, ValueError, TypeError, IndexError)
-"""What storing a row raises where there is no room, or no map any more."""
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
@@ -96,15 +77,14 @@ class Cost:
 
     Attributes:
         rare_s: all that was timed each time.
-        micro_batches: how often the samples of a micro-batch were recorded; micro_batch_s: what some of these took.
+        micro_batch_s: what recording the samples of a micro-batch took, each time.
         call: the empty call; call_s: what its two rows took, each time.
     """
 
-    __slots__ = ("call", "call_s", "micro_batch_s", "micro_batches", "rare_s")
+    __slots__ = ("call", "call_s", "micro_batch_s", "rare_s")
 
     def __init__(self) -> None:
         self.rare_s = 0.0
-        self.micro_batches = 0
         self.micro_batch_s: list[float] = []
         self.call: Callable[[], Any] = _nothing
         self.call_s: list[float] = []
@@ -121,7 +101,8 @@ class Cost:
             self.time_a_call()
         call_s = statistics.median(self.call_s)
         micro_batch_s = statistics.median(self.micro_batch_s) if self.micro_batch_s else 0.0
-        return int(1e6 * (self.rare_s + call_s * rows / 2 + micro_batch_s * self.micro_batches))
+        micro_batches = COST_SAMPLE * len(self.micro_batch_s)
+        return int(1e6 * (self.rare_s + call_s * rows / 2 + micro_batch_s * micro_batches))
 
 
 def _nothing() -> None:
@@ -136,13 +117,7 @@ class Recorder:
         head: the first row. Its `process` gets the clock of the recording.
 
     Attributes:
-        position: words written so far.
-        map: the mapped file; cells: the same as floats. The wrappers of patched methods store their rows in it
-            themselves (see probes.py).
-        zero: what is added to the clock for a cell that only gives the time; event_ends: for the end of an event, by
-            the flags that are up.
-        wrapper_globals: what the wrappers share. The floats in it are heads of cells: they change when times are counted
-            anew.
+        pen: what writes. The wrappers of patched methods write their cells with it themselves (see probes.py).
         cost: what all this takes.
         dropped: rows that came after the disk was full.
         names: the interned names.
@@ -152,28 +127,22 @@ class Recorder:
         "__weakref__",
         "_allocated_bytes",
         "_encode",
-        "_end",
         "_file",
         "_full",
+        "_map",
         "_pid",
         "_segment_bytes",
-        "cells",
         "closed",
         "cost",
         "dropped",
-        "event_ends",
-        "map",
         "names",
         "path",
-        "position",
-        "wrapper_globals",
-        "zero",
+        "pen",
     )
 
     def __init__(self, path: str | os.PathLike[str], head: events.Head):
         self.path = Path(path)
         self.names = Names()
-        self.position = 0
         self.dropped = 0
         self.cost = Cost()
         self.closed = False
@@ -184,98 +153,41 @@ class Recorder:
         # process (SIGBUS). It gets its own file, and the other one goes on without a name.
         self.path.unlink(missing_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        self.map: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
-        self.cells = memoryview(self.map).cast("d")
+        self._map = mmap.mmap(-1, mmap.PAGESIZE)
         self._segment_bytes = FIRST_SEGMENT_BYTES
         self._allocated_bytes = 0
         self._full = False
-        self._end = 0
-        self.wrapper_globals: dict[str, Any] = {}
         clock = math.floor(perf_counter() * TICKS_A_SECOND) / TICKS_A_SECOND
-        self.zero = ORIGIN - clock
-        self.event_ends = self._event_ends()
+        self.pen = Pen(ORIGIN - clock)
         process = None if head.process is None else {**head.process, "clock": clock}
         self._start(self._encode(msgspec.structs.replace(head, process=process or {"clock": clock})))
         _open_recorders.add(self)
 
-    # -- rows that happen many times a step -------------------------------------------
-
     def state(self, field: int, site: int, old: Any, new: Any) -> None:
         """A field of the state; two integers or two floats are packed."""
         kind = type(new)
-        if type(old) is kind and (kind is int or kind is float):
-            row = STATE_OF_INTEGERS if kind is int else STATE_OF_FLOATS
-            at = self.position
-            try:
-                PACKED[row].pack_into(self.map, at << 3, row, field, site, old, new, perf_counter() + self.zero)
-                self.position = at + _STATE_WORDS
+        if type(old) is kind and (kind is int or kind is float) and max(field, site) < 1 << 16:
+            write, first = self.state_row(kind, field, site)
+            if write(first, old, new):
                 return
-            except OVERFLOWS:
-                pass
         self.put(STATE, (field, old, new, site))
 
-    def gradient_norm(self, norm: float, limit: float) -> None:
-        """The norm of a group's gradient, and the limit to which it is clipped."""
-        at = self.position
-        try:
-            _pack_norm(self.map, at << 3, _NORM_CODE, norm, limit, perf_counter() + self.zero)
-            self.position = at + _NORM_WORDS
-        except OVERFLOWS:
-            self.put(_NORM_CODE, (number(norm), number(limit), norm > limit))
+    def state_row(self, kind: type, field: int, site: int) -> tuple[Callable[[int, Any, Any], bool], int]:
+        """What writes a packed row about a field with values of this type (int or float), and its first word."""
+        if kind is int:
+            return self.pen.integers, first_word("<BHH", STATE_OF_INTEGERS, field, site)
+        return self.pen.floats, first_word("<BHH", STATE_OF_FLOATS, field, site)
 
-    def rates(self, code: int, groups: list[dict[str, Any]], skipped: bool = False) -> None:
-        """A step of the optimizer or the scheduler, with the rate of each parameter group."""
-        if len(groups) == 2:  # as most models have: with weight decay and without
-            one, two, at = groups[0]["lr"], groups[1]["lr"], self.position
-            if type(one) is float and type(two) is float:
-                try:
-                    _pack_two_rates(self.map, at << 3, code, 2, skipped, one, two, perf_counter() + self.zero)
-                    self.position = at + _TWO_RATES_WORDS
-                    return
-                except OVERFLOWS:
-                    pass
-        values = [_rate(group["lr"]) for group in groups]
-        self.put(code, (values, True) if skipped else (values,))
-
-    def samples(
-        self, rows: int | None, labels: int | None, digest: int | None, positions: list[Any] | None, is_eval: bool
-    ) -> None:
-        """The samples of a micro-batch."""
-        at = self.position
-        try:
-            count = len(positions)  # type: ignore[arg-type]
-            pack_into, words = _SAMPLES_ROWS[count]
-            time = perf_counter() + self.zero
-            pack_into(self.map, at << 3, SAMPLES, count, rows, labels, is_eval, digest, *positions, time)  # type: ignore[misc]
-            self.position = at + words
-        except OVERFLOWS:
-            if positions is not None and (len(positions) > MOST_POSITIONS or set(map(type, positions)) != {int}):
-                positions = None
-            fields = (rows, labels, None if digest is None else f"{digest:08x}", positions)
-            self.put(SAMPLES, (*fields, "eval") if is_eval else fields)
-
-    # -- cells --------------------------------------------------------------------------
-
-    def head_of(self, number: int) -> float | None:
-        """What is added to the clock for a cell; None for a number that it can't hold."""
-        return cell_head(number, self.zero)
-
-    def _event_ends(self) -> list[float]:
-        return [self.zero + float(CELL_EVENT_END + flags << 20) for flags in range(1 << len(events.FLAGS))]
+    # -- the time -----------------------------------------------------------------------
 
     def _now(self) -> int:
         """The time in ticks, rounded as a cell's is: rows of all forms stay in order."""
-        return int((perf_counter() + self.zero - ORIGIN) * TICKS_A_SECOND)
+        return int((perf_counter() + self.pen.zero - ORIGIN) * TICKS_A_SECOND)
 
     def _count_anew(self, ticks: int) -> int:
         """Begin to count the time at this tick: six days have passed, and a cell can hold twelve."""
         self._write(filled_up(self._encode((NEW_TIME, ticks, ticks))))
-        seconds = ticks / TICKS_A_SECOND
-        self.zero -= seconds
-        self.event_ends = self._event_ends()
-        for name, value in self.wrapper_globals.items():
-            if type(value) is float:
-                self.wrapper_globals[name] = value - seconds
+        self.pen.zero -= ticks / TICKS_A_SECOND
         return 0
 
     # -- any row ------------------------------------------------------------------------
@@ -285,14 +197,7 @@ class Recorder:
         ticks = self._now()
         if ticks > LONGEST_TIME_TICKS:
             ticks = self._count_anew(ticks)
-        line = filled_up(self._encode((code, ticks, *fields)))
-        begin = self.position << 3
-        end = begin + len(line)
-        try:
-            self.map[begin:end] = line
-            self.position = end >> 3
-        except OVERFLOWS:
-            self._write(line)
+        self._write(filled_up(self._encode((code, ticks, *fields))))
 
     def record(self, record: events.Record) -> None:
         """Write a typed record of kind 10 or higher (see `rows.PLAIN_RECORDS`)."""
@@ -314,12 +219,8 @@ class Recorder:
         """Write a whole line; make room for it where there is none."""
         if self.closed:  # what was entered before the end still returns through its wrapper
             return
-        if (self.position << 3) + len(line) > len(self.map) and not self._grow(len(line)):
+        if not self.pen.line(line) and not (self._grow(len(line)) and self.pen.line(line)):
             self.dropped += 1
-            return
-        begin = self.position << 3
-        self.map[begin : begin + len(line)] = line
-        self.position += len(line) >> 3
 
     # -- space on the disk -----------------------------------------------------------------
 
@@ -328,8 +229,8 @@ class Recorder:
         try:
             size = self._bytes_for(len(head_line))
             os.posix_fallocate(self._file, 0, size)
-            self.map = mmap.mmap(self._file, size - RESERVE_BYTES)
-            self.cells = memoryview(self.map).cast("d")
+            self._map = mmap.mmap(self._file, size - RESERVE_BYTES)
+            self.pen.move(self._map)
             self._allocated_bytes = size
         except OSError as error:
             self._give_up(error)
@@ -349,9 +250,9 @@ class Recorder:
         size = self._allocated_bytes + self._bytes_for(needed_bytes)
         try:
             os.posix_fallocate(self._file, self._allocated_bytes, size - self._allocated_bytes)
-            self.cells.release()
-            self.map.resize(size - RESERVE_BYTES)
-            self.cells = memoryview(self.map).cast("d")
+            self.pen.move(None)
+            self._map.resize(size - RESERVE_BYTES)
+            self.pen.move(self._map)
             os.posix_fallocate(self._file, 0, size)  # resizing has cut the file to the map: give the reserve back
         except (OSError, SystemError, ValueError) as error:
             self._give_up(error)
@@ -363,7 +264,7 @@ class Recorder:
     def _give_up(self, error: Exception) -> None:
         """Stop recording, with one warning. Nothing here may ever reach the training."""
         self._full = True
-        self._end, self.position = self.position, NOWHERE
+        self.pen.move(None)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         text = f"the trace {self.path} stops here: {reason}. Training goes on."
         try:
@@ -380,12 +281,12 @@ class Recorder:
         self.closed = True
         _open_recorders.discard(self)
         ours = os.getpid() == self._pid
-        position = (self._end if self._full else self.position) << 3
-        self.cells.release()
+        position = self.pen.position * WORD_BYTES
+        self.pen.move(None)  # wrappers still running write nothing more
         if ours and self._allocated_bytes:
             if self._full:  # the reserve is allocated: the last row fits although the disk is full
                 try:
-                    self.map.resize(self._allocated_bytes)
+                    self._map.resize(self._allocated_bytes)
                 except (OSError, SystemError, ValueError):
                     pass
             end = events.End(
@@ -393,11 +294,10 @@ class Recorder:
             )
             row = (CODES[events.End], self._now(), *(getattr(end, name) for name in FIELDS[events.End]))
             line = filled_up(self._encode(row))
-            if position + len(line) <= len(self.map):
-                self.map[position : position + len(line)] = line
+            if position + len(line) <= len(self._map):
+                self._map[position : position + len(line)] = line
                 position += len(line)
-        self.map.close()
-        self.map, self.position = mmap.mmap(-1, mmap.PAGESIZE), NOWHERE  # wrappers still running find no room here
+        self._map.close()
         if ours:
             try:
                 os.ftruncate(self._file, position)
@@ -407,7 +307,7 @@ class Recorder:
 
     def _estimated_rows(self, position: int) -> int:
         """How many rows there are, by what the last of them take. Nobody counts them while they are written."""
-        piece = self.map[max(0, position - SAMPLE_BYTES) : position]
+        piece = self._map[max(0, position - SAMPLE_BYTES) : position]
         array = re.search(rb"\n\[\d", piece)  # an array tells where a row begins
         splitter = RowSplitter()
         rows = splitter.feed(piece[array.start() + 1 :] if array else b"")
@@ -416,31 +316,12 @@ class Recorder:
     def _abandon(self) -> None:
         """Stop writing in a child process that was forked while recording: the file is the parent's."""
         self.closed = True
-        self.position = NOWHERE
+        self.pen.move(None)
 
 
-_SAMPLES_ROWS = [(row.pack_into, row.size // WORD_BYTES) for row in SAMPLES_ROWS]
-_pack_two_rates, _TWO_RATES_WORDS = RATES[2].pack_into, RATES[2].size // WORD_BYTES
-_NORM_CODE = CODES[events.GradNorm]
-_pack_norm, _NORM_WORDS = PACKED[_NORM_CODE].pack_into, PACKED[_NORM_CODE].size // WORD_BYTES
-_STATE_WORDS = PACKED[STATE_OF_INTEGERS].size // WORD_BYTES
-
-
-def _rate(rate: Any) -> events.Number:
-    """A learning rate as it stands in a record; one that lives on a GPU is not read."""
-    on_device = getattr(getattr(rate, "device", None), "type", "cpu") != "cpu"
-    return None if on_device else number(float(rate))
-
-
-def wrapper_names(recorder: Recorder) -> dict[str, Any]:
-    """What the bodies of all wrappers refer to when they store their own rows. The heads are the only floats in it."""
-    return {
-        "_t_sink": recorder,
-        "_t_clock": perf_counter,
-        "_t_return_head": recorder.head_of(CELL_RETURN),
-        "_t_callback_end_head": recorder.head_of(CELL_CALLBACK_END),
-        "_t_overflows": OVERFLOWS,
-    }
+def first_word(layout: str, *values: int) -> int:
+    """The first word of a packed row as a number, by how `struct` would pack it."""
+    return int.from_bytes(struct.pack(layout, *values), "little")
 
 
 def _abandon_after_fork() -> None:

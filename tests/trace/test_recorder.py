@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 
 from minitrainer.trace import events
 from minitrainer.trace.errors import UsageError
-from minitrainer.trace.recorder import FIRST_SEGMENT_BYTES, Recorder, plain, wrapper_names
+from minitrainer.trace.recorder import FIRST_SEGMENT_BYTES, Recorder, plain
 from minitrainer.trace.rows import (
     CALLBACK,
     CELL_NAMED,
     CELL_NUMBERS,
+    CELL_RETURN,
     CODES,
     NEW_TIME,
     ORIGIN,
@@ -42,6 +43,8 @@ KILL_POINTS = int(os.environ.get("MINITRAINER_KILL_POINTS", "20"))
 
 LOG = CODES[events.Log]
 
+GRAD_NORM = CODES[events.GradNorm]
+
 HEAD = filled_up(b'{"kind":"head","schema":1,"form":"recording"}')
 
 
@@ -55,9 +58,9 @@ def head() -> events.Head:
 def test_rows_can_be_read_while_the_recorder_still_writes(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "a.rows", head())
     recorder.put(LOG, (1, {"loss": 0.5}))
-    recorder.gradient_norm(2.0, 1.0)
-    recorder.rates(CODES[events.OptimizerStep], [{"lr": 0.1}, {"lr": 0.2}], skipped=True)
-    recorder.rates(CODES[events.SchedulerStep], [{"lr": 0.1}])
+    assert recorder.pen.floats(GRAD_NORM, 2.0, 1.0)
+    recorder.pen.floats(CODES[events.OptimizerStep] | 2 << 8 | True << 16, 0.1, 0.2)
+    recorder.put(CODES[events.SchedulerStep], ([0.1],))
     recorder.state(recorder.name("global_step"), recorder.name(("Trainer.train", "a.py", 3)), 0, 1)
     reading = read(tmp_path / "a.rows")
     log, norm, step, scheduler, state = list(reading)[1:]
@@ -73,7 +76,7 @@ def test_rows_can_be_read_while_the_recorder_still_writes(tmp_path: Path) -> Non
 
 def test_numbers_that_are_not_finite_survive(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "a.rows", head())
-    recorder.gradient_norm(float("nan"), float("inf"))
+    assert recorder.pen.floats(GRAD_NORM, float("nan"), float("inf"))
     recorder.state(recorder.name("best_metric"), recorder.name(("x", "", 0)), 1.0, float("-inf"))
     recorder.put(LOG, (1, {"loss": plain(float("nan"))}))
     recorder.close()
@@ -88,7 +91,7 @@ def test_the_file_grows_over_segments_and_is_cut_to_its_length(tmp_path: Path) -
     count = 3 * FIRST_SEGMENT_BYTES // 1000
     for step in range(count):
         recorder.put(LOG, (step, {"text": text}))
-    written = 8 * recorder.position
+    written = 8 * recorder.pen.position
     recorder.close()
     recorder.close()
     assert [record.step for record in read(tmp_path / "a.rows") if type(record) is events.Log] == list(range(count))
@@ -120,15 +123,12 @@ def test_times_go_on_when_they_are_counted_anew(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("minitrainer.trace.recorder.LONGEST_TIME_TICKS", TICKS_A_SECOND // 100)
     recorder = Recorder(tmp_path / "a.rows", head())
     method = recorder.name(("train", "Trainer", "", False))
-    names = recorder.wrapper_globals = wrapper_names(recorder)
-    names["_t_head"] = recorder.head_of(CELL_NAMED + 2 * method)
     began, moments = time.perf_counter(), []
     while not moments or moments[-1] < 0.05:
-        for cell in ("_t_head", "_t_return_head"):
-            recorder.cells[recorder.position] = time.perf_counter() + names[cell]
-            recorder.position += 1
+        for cell in (CELL_NAMED + 2 * method, CELL_RETURN):
+            assert recorder.pen.cell(cell)
             moments.append(time.perf_counter() - began)
-        recorder.gradient_norm(1.0, 1.0)
+        assert recorder.pen.floats(GRAD_NORM, 1.0, 1.0)
         recorder.put(LOG, (1, {}))
         moments += [time.perf_counter() - began] * 2
         time.sleep(0.001)
@@ -182,7 +182,7 @@ def test_the_follower_sees_rows_as_they_come(tmp_path: Path) -> None:
     assert not list(follower.look())
     for step in range(5):
         recorder.put(LOG, (step, {}))
-        recorder.gradient_norm(1.0, 1.0)
+        assert recorder.pen.floats(GRAD_NORM, 1.0, 1.0)
         seen = list(follower.look())
         assert [type(record) for record in seen] == [events.Log, events.GradNorm] and seen[0].step == step
     recorder.close()
@@ -215,7 +215,7 @@ def recorded(tmp_path: Path, rows: int = 40) -> bytes:
     recorder = Recorder(tmp_path / "whole.rows", head())
     for step in range(rows):
         recorder.put(LOG, (step, {"loss": step / 8}))
-        recorder.gradient_norm(step / 4, 1.0)
+        assert recorder.pen.floats(GRAD_NORM, step / 4, 1.0)
     recorder.close()
     return (tmp_path / "whole.rows").read_bytes()
 
@@ -319,7 +319,7 @@ print("ready", flush=True)
 step = 0
 while True:
     if step % 3:
-        recorder.gradient_norm(float(step), 1.0)
+        recorder.pen.floats(11, float(step), 1.0) or recorder.put(11, (float(step), 1.0, step > 1))
     else:
         recorder.put(18, (step, {{"loss": step / 8, "text": "z" * (step % 50)}}))
     step += 1
@@ -370,7 +370,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 recorder = Recorder(sys.argv[1], events.Head(schema=events.SCHEMA, form="recording"))
 for step in range(60_000):
     recorder.put(18, (step, {{"text": "w" * 40}}))
-    recorder.gradient_norm(1.0, 1.0)
+    recorder.pen.floats(11, 1.0, 1.0) or recorder.put(11, (1.0, 1.0, False))
 print(recorder.dropped)
 recorder.close()
 """
