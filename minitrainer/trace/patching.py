@@ -95,8 +95,8 @@ def shared_globals(**names: Any) -> dict[str, Any]:
 
 
 _OTHER_KEYWORDS = """\
-    if {others} or {missing}:
-        return _t_with_dict({arguments}, **_t_given({spelled}), **{others})
+    if {others} or {last} is _t_not_given:
+        return {unexpected}
 """
 
 
@@ -113,18 +113,22 @@ def wrapper_of(
         function: what is wrapped.
         template: body of the wrapper, one statement a line, indented by four. `{call}` becomes the call of the original
             with all its arguments, `{again}` the same call of the wrapper, `{self}` the expression of its first
-            argument, `{argument}` that of `argument`.
+            argument, `{argument}` that of `argument`, `{unexpected}` a call for a caller who may have passed other
+            `keywords` than are expected.
         own: what only this body refers to. The original and, where there are `keywords`, a second wrapper join it.
         argument: position and name of the argument that the body looks at. Position 1 is the one after `self`.
         keywords: what callers are known to pass into the function's `**kwargs`, always together and in this order. The
             wrapper takes them as parameters and hands them on one by one: filling a dict, taking it apart and filling
-            another would cost more than the rest of the wrapper. A caller with other keywords gets the dict.
+            another would cost more than the rest of the wrapper. A caller with other keywords gets the dict. One with
+            a part of them, the last included, is noticed in `{unexpected}` only: looking at each of them every time
+            would cost as much as all rows of the call.
     """
     code = function.__code__
     parameters, arguments, first = _signature(code)
     wanted = _argument(code, *argument)
     own["_t_original"] = function
-    calls = {"call": f"_t_original({arguments})", "again": f"_t_wrapper({arguments})"}
+    call = f"_t_original({arguments})"
+    calls = {"call": call, "unexpected": call, "again": f"_t_wrapper({arguments})"}
     own["_t_wrapper"] = None
     wrapper = _compile(function, parameters, template.format(self=first, argument=wanted, **calls), own)
     own["_t_wrapper"] = wrapper
@@ -137,12 +141,11 @@ def wrapper_of(
     arguments = arguments.removesuffix(f"**{others}")
     star = "" if code.co_kwonlyargcount else "*, "
     spelled_parameters = f"{parameters.removesuffix(f'**{others}')}{star}{', '.join(keywords)}, **{others}"
-    body = _OTHER_KEYWORDS.format(
-        others=others,
-        missing=" or ".join(f"{name} is _t_not_given" for name in keywords),
-        arguments=arguments.removesuffix(", "),
-        spelled=spelled,
-    ) + template.format(call=f"_t_original({arguments}{spelled})", self=first, argument=wanted)
+    calls = {
+        "call": f"_t_original({arguments}{spelled})",
+        "unexpected": f"_t_with_dict({arguments}**_t_given({spelled}), **{others})",
+    }
+    body = (_OTHER_KEYWORDS + template).format(others=others, last=keywords[-1], self=first, argument=wanted, **calls)
     own["_t_with_dict"] = wrapper
     quick = _compile(function, spelled_parameters, body, own)
     quick.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **dict.fromkeys(keywords, NOT_GIVEN)}

@@ -229,7 +229,7 @@ _FLAG_IS_SET = " or ".join(f"_t_control.{flag}" for flag in FLAGS)
 CALLBACK_METHOD = """\
     _t_control = _t_watch.event_control
     if _t_control is None or _t_watch.callback_class is not None:
-        return {call}
+        return {unexpected}
     _t_watch.callback_class = _t_class = _t_class_of({self})
     if _t_class is not _t_last_class:
         _t_define(_t_class)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import subprocess
@@ -345,6 +346,36 @@ def test_an_exception_is_recorded_and_passes_untouched(name: str, tmp_path: Path
     assert [r.method for r in raised if not r.method.startswith("_run")][0] == "compute_loss"
     assert raised[-1].method == "train" and {r.error for r in raised} == {"Trouble"}
     assert all(r.message == "no such file: data.txt" for r in raised)
+
+
+def test_a_callback_gets_the_keywords_that_its_caller_passed(name: str, tmp_path: Path) -> None:
+    """Whether the handler calls it or somebody else, in a callback or outside, with all of them, some or none."""
+    library = programs.library_named(name)
+    calls = ({}, {"eval_dataloader": 1}, {"model": 2, "eval_dataloader": None}, {"other": 3}, {"model": 4, "other": 5})
+
+    class Called(library.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(kwargs)
+
+    class Calling(library.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            for keywords in calls:
+                called.on_step_end(args, state, control, **keywords)
+
+    found = []
+    for path in (None, tmp_path / "a.rows"):
+        seen: list[dict[str, Any]] = []
+        called = Called()
+        trainer = programs.trainer(library, tmp_path / "out", max_steps=1, callbacks=[Calling(), called])
+        with trace(trainer, path) if path else contextlib.nullcontext():
+            trainer.train()
+            for keywords in calls:
+                called.on_step_end(trainer.args, trainer.state, trainer.control, **keywords)
+        handlers = seen.pop(len(calls))
+        assert seen == [*calls, *calls]
+        found.append({key: type(value) for key, value in handlers.items()})
+    assert found[0] == found[1] and len(found[0]) > 4
+    recorded(tmp_path / "a.rows")
 
 
 def test_an_exception_in_a_callback_closes_its_scopes(name: str, tmp_path: Path) -> None:
