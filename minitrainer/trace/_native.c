@@ -26,6 +26,8 @@ enum {
     IGNORED_LABEL = -100,
 };
 
+static PyObject *str_data_ptr, *str_dtype, *str_is_contiguous, *str_is_cpu, *str_lr, *str_shape;
+
 /* -- the pen --------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -151,6 +153,29 @@ pen_integers(Pen *self, PyObject *const *arguments, Py_ssize_t count)
 }
 
 static PyObject *
+pen_rates(Pen *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    uint64_t words[1 + MOST_VALUES];
+    if (count != 3 || !PyList_CheckExact(arguments[1]) || !PyBool_Check(arguments[2]))
+        Py_RETURN_FALSE;
+    int64_t kind = whole_number(arguments[0], UINT8_MAX);
+    Py_ssize_t groups = PyList_GET_SIZE(arguments[1]);
+    if (kind < 0 || groups < 1 || groups > MOST_VALUES || !has_room(self, groups + 2))
+        Py_RETURN_FALSE;
+    words[0] = (uint64_t)kind | (uint64_t)groups << 8 | (uint64_t)(arguments[2] == Py_True) << 16;
+    for (Py_ssize_t i = 0; i < groups; i++) {
+        PyObject *group = PyList_GET_ITEM(arguments[1], i);
+        PyObject *rate = PyDict_CheckExact(group) ? PyDict_GetItem(group, str_lr) : NULL;
+        if (rate == NULL || !PyFloat_CheckExact(rate))
+            Py_RETURN_FALSE;
+        double value = PyFloat_AS_DOUBLE(rate);
+        memcpy(&words[1 + i], &value, sizeof value);
+    }
+    store(self, words, 1 + groups, clock_s() + self->zero);
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
 pen_samples(Pen *self, PyObject *const *arguments, Py_ssize_t count)
 {
     uint64_t words[1 + (1 + MOST_POSITIONS + 1) / 2] = {0};
@@ -240,6 +265,7 @@ static PyMethodDef pen_methods[] = {
     {"event", (PyCFunction)(void (*)(void))pen_event, METH_FASTCALL, NULL},
     {"floats", (PyCFunction)(void (*)(void))pen_floats, METH_FASTCALL, NULL},
     {"integers", (PyCFunction)(void (*)(void))pen_integers, METH_FASTCALL, NULL},
+    {"rates", (PyCFunction)(void (*)(void))pen_rates, METH_FASTCALL, NULL},
     {"samples", (PyCFunction)(void (*)(void))pen_samples, METH_FASTCALL, NULL},
     {"line", (PyCFunction)pen_line, METH_O, NULL},
     {"move", (PyCFunction)pen_move, METH_O, NULL},
@@ -267,8 +293,6 @@ static PyTypeObject PenType = {
 };
 
 /* -- the digest of a batch ----------------------------------------------------------------------- */
-
-static PyObject *str_data_ptr, *str_dtype, *str_is_contiguous, *str_is_cpu, *str_shape;
 
 /* Fields of batches.Layout. */
 enum { SHAPE, DTYPE, START, SIZE_BYTES, ROWS, ELEMENTS, LABEL_BYTES };
@@ -356,7 +380,7 @@ add_tensor(PyObject *tensor, PyObject *layout, PyObject *digest_of, uint64_t *di
 static PyObject *
 identify(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    PyObject *name, *tensor, *rows = NULL, *labels = NULL, *found = NULL;
+    PyObject *name, *tensor, *first = NULL, *rows = NULL, *labels = NULL, *found = NULL;
     Py_ssize_t at = 0;
     uint64_t digest = 0;
     int is_whole = count == 5 && PyDict_CheckExact(arguments[0]) && PyDict_CheckExact(arguments[1]);
@@ -372,11 +396,14 @@ identify(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t cou
         is_whole = add_tensor(tensor, layout, arguments[4], &digest, is_label ? &labels : NULL);
         if (rows == NULL || rows == Py_None)  /* as long as no tensor has had a dimension */
             Py_XSETREF(rows, Py_NewRef(PyTuple_GET_ITEM(layout, ROWS)));
+        if (first == NULL)
+            first = Py_NewRef(tensor);
         Py_DECREF(tensor);
         Py_DECREF(layout);
     }
-    if (is_whole && rows != NULL && !PyErr_Occurred())
-        found = Py_BuildValue("OOk", rows, labels == NULL ? Py_None : labels, (unsigned long)(digest & UINT32_MAX));
+    if (is_whole && first != NULL && !PyErr_Occurred())
+        found = Py_BuildValue("OOkO", rows, labels == NULL ? Py_None : labels, (unsigned long)(digest & UINT32_MAX), first);
+    Py_XDECREF(first);
     Py_XDECREF(rows);
     Py_XDECREF(labels);
     PyErr_Clear();
@@ -489,6 +516,7 @@ PyInit__native(void)
     str_dtype = PyUnicode_InternFromString("dtype");
     str_is_contiguous = PyUnicode_InternFromString("is_contiguous");
     str_is_cpu = PyUnicode_InternFromString("is_cpu");
+    str_lr = PyUnicode_InternFromString("lr");
     str_shape = PyUnicode_InternFromString("shape");
     if (PyErr_Occurred() || PyType_Ready(&PenType) < 0 || PyType_Ready(&IfChangedType) < 0 ||
         (module = PyModule_Create(&native_module)) == NULL)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from minitrainer.trace.batches import Identity, Layout
+from minitrainer.trace.batches import Layout
 from minitrainer.trace.pen import PythonPen
 
 class Pen(PythonPen): ...
@@ -13,4 +13,4 @@ class IfChanged:
 
 def identify(
     inputs: Any, layouts: dict[Any, Layout], label_name: str, tensor_class: type, digest_of: Callable[[Any, int], int]
-) -> Identity | None: ...
+) -> tuple[int | None, int | None, int, Any] | None: ...

@@ -18,9 +18,12 @@ from zlib import crc32
 from xxhash import xxh3_64_intdigest
 
 try:
-    from minitrainer.trace._native import identify as native
+    from minitrainer.trace._native import identify as like_the_last
 except ImportError:  # there was no compiler
-    native = None  # type: ignore[assignment]
+
+    def like_the_last(*_: Any) -> None:  # type: ignore[misc]
+        """Leaves every batch to the Python."""
+
 
 IGNORED_LABEL = -100
 """Labels with this value do not count towards a loss."""
@@ -122,17 +125,18 @@ class Batches:
 
     def of(self, inputs: Any, label_name: str) -> tuple[int | None, int | None, int | None, list[Any] | None]:
         """Rows, labels, digest and positions of a batch that the Trainer is about to use."""
-        tensor = self._first_tensor(inputs)
+        found = like_the_last(inputs, self._layouts, label_name, self._tensor_class, xxh3_64_intdigest)
+        tensor = self._first_tensor(inputs) if found is None else found[3]
         if tensor is None:
             return None, None, None, None
         entry = self._known.pop(id(tensor), None)
-        indices = None
+        positions = None
         if entry is not None and entry[0]() is tensor:
-            _, indices, identity = entry
+            _, positions, identity = entry
             if identity is not None:
-                return *identity, indices
-        rows, labels, digest = self.identify(inputs, label_name)
-        return rows, labels, digest, indices
+                return *identity, positions
+        rows, labels, digest = self.identify(inputs, label_name) if found is None else found[:3]
+        return rows, labels, digest, positions
 
     def identify(self, inputs: Any, label_name: str) -> Identity:
         """Digest a batch, and count its rows and the labels that matter.
@@ -140,10 +144,6 @@ class Batches:
         The digest covers name, element type, shape and bytes of every tensor, in the order of the batch. Where one of
         them is not in the host's memory there is no digest, and labels are counted only before it.
         """
-        if native is not None:  # for a batch like an earlier one
-            found = native(inputs, self._layouts, label_name, self._tensor_class, xxh3_64_intdigest)
-            if found is not None:
-                return found
         digest = 0
         rows = labels = None
         for name, value in inputs.items() if type(inputs) is dict else _named(inputs):

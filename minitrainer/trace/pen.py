@@ -6,7 +6,8 @@ many times a step:
 - a **cell**, one float: the clock plus a constant that says what happened;
 - a packed row: a first word, composed by who writes the row; values, a word each; and a cell that gives the time. They
   are **floats**, or **integers**, or the step and the epoch of an **event**;
-- the **samples** of a micro-batch, also packed, whose positions take half a word each;
+- the **rates** of parameter groups, that is floats again, and the **samples** of a micro-batch, whose positions take
+  half a word each;
 - a **line**, that is anything else, encoded already.
 
 Each method returns whether it has written. What it can't hold it leaves alone (no room, no map, a number too large,
@@ -24,6 +25,7 @@ import mmap
 import struct
 from _thread import get_ident
 from time import perf_counter
+from typing import Any
 
 from minitrainer.trace.rows import CELL_NUMBERS, SAMPLES_ROWS, TICKS_A_SECOND, WORD_BYTES
 
@@ -89,6 +91,15 @@ class PythonPen:
         if type(step) is not int or not (epoch is None or type(epoch) is float):
             return False
         return self._pack(_EVENT, first, step, math.nan if epoch is None else epoch)
+
+    def rates(self, kind: int, groups: list[dict[str, Any]], skipped: bool) -> bool:
+        """Write a step of the optimizer or the scheduler, with the rate of each parameter group."""
+        if type(groups) is not list or {*map(type, groups)} != {dict} or type(skipped) is not bool:
+            return False
+        if type(kind) is not int or not 0 <= kind < 1 << 8:
+            return False
+        rates: list[Any] = [group.get("lr") for group in groups]
+        return self.floats(kind | len(groups) << 8 | skipped << 16, *rates)
 
     def samples(
         self, kind: int, rows: int | None, labels: int | None, is_eval: bool, digest: int | None, positions: object

@@ -1199,17 +1199,17 @@ class Observer:
                 groups, skipped = optimizer.optimizer.param_groups, optimizer._is_overflow
             except AttributeError:
                 groups, skipped = optimizer.param_groups, bool(getattr(optimizer, "step_was_skipped", False))
-            self._write_rates(OPTIMIZER_STEP, groups, skipped)
+            if not self._pen.rates(OPTIMIZER_STEP, groups, skipped):
+                self._put_rates(OPTIMIZER_STEP, groups, skipped)
 
     def scheduler_step_ends(self, scheduler: Any, argument: Any, result: Any) -> None:
         if scheduler is self.trainer.lr_scheduler and not self._is_elsewhere():
-            self._write_rates(SCHEDULER_STEP, scheduler.optimizer.param_groups)
+            groups = scheduler.optimizer.param_groups
+            if not self._pen.rates(SCHEDULER_STEP, groups, False):
+                self._put_rates(SCHEDULER_STEP, groups)
 
-    def _write_rates(self, kind: int, groups: list[dict[str, Any]], skipped: bool = False) -> None:
+    def _put_rates(self, kind: int, groups: list[dict[str, Any]], skipped: bool = False) -> None:
         """A step, with the rate of each parameter group."""
-        two = len(groups) == 2  # as most models have: with weight decay and without
-        if two and self._pen.floats(kind | 2 << 8 | skipped << 16, groups[0]["lr"], groups[1]["lr"]):
-            return
         rates = [_rate(group["lr"]) for group in groups]
         self.recorder.put(kind, (rates, True) if skipped else (rates,))
 
@@ -1241,7 +1241,7 @@ class Observer:
         """Any optimizer of torch has stepped."""
         try:
             if self.trainer is not None and optimizer is self.trainer.optimizer and not self._is_elsewhere():
-                self._write_rates(OPTIMIZER_STEP, optimizer.param_groups)
+                self._put_rates(OPTIMIZER_STEP, optimizer.param_groups)
         except Exception as error:
             self.trouble("Optimizer.step", error)
 

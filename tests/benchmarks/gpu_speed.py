@@ -40,7 +40,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.gpu_estimate import FEWEST, typical_ratio
+from tests.benchmarks.estimate import FEWEST, typical_ratio
 from tests.benchmarks.gpu_shapes import shapes_of, sizes_of
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 from tests.parity.ranks import free_port
@@ -559,4 +559,4 @@ def free_cards() -> None:
 if __name__ == "__main__":
     main()
 
-# Read next: gpu_estimate.py
+# Read next: estimate.py

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.benchmarks.gpu_estimate import FEWEST, typical
+from tests.benchmarks.estimate import FEWEST, typical
 from tests.benchmarks.gpu_shapes import shapes_of, sizes_of
 from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 

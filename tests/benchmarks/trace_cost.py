@@ -7,7 +7,8 @@
 The work is a real Trainer of transformers with a tiny BERT, or with one linear layer (the worst case: next to nothing to
 do but the Trainer's own calls). Every tool runs in a process of its own. CPU time a step is the tenth percentile, which
 other load on the machine disturbs least; instructions do not depend on load at all. Two processes differ by chance, in
-where their memory lies: on and off within one run is the surest for one tool.
+where their memory lies: on and off within one run is the surest for one tool. There four blocks of steps, off, on, on,
+off, make one comparison, and the figure has an interval of 95 %.
 
 The other tools are optional: `pip install viztracer opentelemetry-sdk`. What is not installed is left out, by name.
 """
@@ -31,6 +32,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.estimate import typical
+
 ROOT = Path(__file__).parents[2]
 TOOLS = ("none", "minitrainer.trace", "viztracer", "torch.profiler", "cProfile", "OpenTelemetry")
 WORK = ("bert", "linear")
@@ -38,6 +41,9 @@ WORK = ("bert", "linear")
 WARM_STEPS = 40
 ALTERNATING_STEPS, SETTLING_STEPS = 100, 40
 """Of a block with or without the trace, and how many of them do not count: after each change the interpreter adapts."""
+
+TURN = (False, True, True, False)
+"""Blocks of one comparison: a machine that becomes slower or faster in the meantime is so for both."""
 
 COUNTED_STEPS = 20
 """Instructions are counted over these, after `WARM_STEPS` and as many steps in which the interpreter settles again."""
@@ -222,36 +228,45 @@ def measure_time(tool: str, work: str, steps: int, folder: Path) -> dict[str, fl
     return found
 
 
-def measure_alternating(work: str, blocks: int, folder: Path) -> dict[bool, list[float]]:
-    """Microseconds of processor time of each step in one run, with and without the trace: off, on, on, off."""
+def measure_alternating(work: str, turns: int, folder: Path) -> list[list[float]]:
+    """In one run, turn by turn: microseconds of processor time of a step without the trace, and how many more with it."""
     import transformers
 
     from minitrainer.trace import trace
 
-    found: dict[bool, list[float]] = {False: [], True: []}
+    took: list[dict[bool, list[float]]] = [{False: [], True: []} for _ in range(turns)]
     session: Any = None
     last = 0.0
 
     def at_step(step: int) -> None:
         nonlocal session, last
-        took = time.thread_time() - last
+        took_s = time.thread_time() - last
         block, position = divmod(step, ALTERNATING_STEPS)
-        is_on = block % 4 in (1, 2)
+        turn, place = divmod(block, len(TURN))
         if position > SETTLING_STEPS:
-            found[is_on].append(1e6 * took)
-        elif position == 0 and is_on and session is None:
+            took[turn][TURN[place]].append(1e6 * took_s)
+        elif position == 0 and TURN[place] and session is None:
             session = trace(trainer, folder / str(step)).start()
-        elif position == 0 and not is_on and session is not None:
+        elif position == 0 and not TURN[place] and session is not None:
             session.stop()
             session = None
         last = time.thread_time()
 
-    steps = blocks * ALTERNATING_STEPS
+    steps = turns * len(TURN) * ALTERNATING_STEPS
     trainer = trainer_for(work, steps, folder / "out", [clock_callback(transformers, at_step)])
     trainer.train()
-    if session is not None:
-        session.stop()
-    return found
+    return [
+        [_low(each[False]), _low(each[True]) - _low(each[False]), _middle(each[True]) - _middle(each[False])]
+        for each in took
+    ]
+
+
+def _low(values: list[float]) -> float:
+    """The tenth percentile."""
+    return sorted(values)[len(values) // 10]
+
+
+_middle = statistics.median
 
 
 def measure_instructions(tool: str, work: str, folder: Path) -> None:
@@ -313,18 +328,18 @@ def child(
 # -- all of them -----------------------------------------------------------------------------------------
 
 
-def alternate(works: list[str], steps: int) -> None:
-    """Say how much longer a step is with the trace: at the tenth percentile, the quartile, the median."""
+def alternate(works: list[str], turns: int) -> None:
+    """Say how much longer a step is with the trace: a quick one (the tenth percentile), and the median."""
     for work in works:
         with tempfile.TemporaryDirectory() as folder:
-            off, on = json.loads(
-                child("minitrainer.trace", work, Path(folder), None, "alternate", steps).splitlines()[-1]
-            )
+            steps = turns * len(TURN) * ALTERNATING_STEPS
+            output = child("minitrainer.trace", work, Path(folder), None, "alternate", steps)
+        off, low, middle = zip(*json.loads(output.splitlines()[-1]), strict=True)
         added = ", ".join(
-            f"{on[int(share * len(on))] - off[int(share * len(off))]:+.1f} us at {name}"
-            for name, share in (("the tenth percentile", 0.1), ("the quartile", 0.25), ("the median", 0.5))
+            "{:+.1f} us ({:.1f} to {:.1f}) at {}".format(*typical(differences), name)
+            for differences, name in ((low, "the tenth percentile"), (middle, "the median"))
         )
-        print(f"{work:7} {off[len(off) // 10]:9.0f} us a step, with the trace {added} ({len(on):,} steps)")
+        print(f"{work:7} {statistics.median(off):9.0f} us a step, with the trace {added}; {turns} comparisons")
 
 
 def main() -> None:
@@ -332,6 +347,7 @@ def main() -> None:
     parser.add_argument("--instructions", action="store_true", help="count instructions with valgrind")
     parser.add_argument("--alternate", action="store_true", help="our trace alone, on and off within one run")
     parser.add_argument("--steps", type=int, default=300, help="steps of each timed run")
+    parser.add_argument("--turns", type=int, default=50, help="comparisons with --alternate, of 400 steps each")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -340,8 +356,8 @@ def main() -> None:
         mode, tool, work, folder = options.child
         warnings.simplefilter("ignore")
         if mode == "alternate":
-            times = measure_alternating(work, options.steps // ALTERNATING_STEPS, Path(folder))
-            print("\n" + json.dumps([sorted(times[False]), sorted(times[True])]))
+            turns = options.steps // (len(TURN) * ALTERNATING_STEPS)
+            print("\n" + json.dumps(measure_alternating(work, turns, Path(folder))))
             return
         if mode == "time":
             print("\n" + json.dumps(measure_time(tool, work, options.steps, Path(folder))))
@@ -351,7 +367,7 @@ def main() -> None:
     if options.instructions and shutil.which("valgrind") is None:
         raise SystemExit("--instructions needs valgrind, which is not installed")
     if options.alternate:
-        return alternate(options.work, max(options.steps, 8 * ALTERNATING_STEPS))
+        return alternate(options.work, options.turns)
     tools = [tool for tool in options.tools if installed(tool)]
     for tool in set(options.tools) - set(tools):
         print(f"{tool}: not installed, left out")

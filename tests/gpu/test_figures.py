@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import gpu_speed
-from tests.benchmarks.gpu_estimate import FEWEST, means_outside, typical
+from tests.benchmarks.estimate import FEWEST, means_outside, typical
 from tests.benchmarks.gpu_shapes import shapes_of
 from tests.benchmarks.gpu_trace_cost import PATTERN, READINGS, TIMED_STEPS, Block, figures, verdict
 

@@ -60,6 +60,13 @@ calls = st.one_of(
         st.integers(0, 1 << 33) | odd,
         st.lists(small, max_size=70) | st.lists(small | odd, max_size=5) | odd,
     ),
+    st.builds(
+        lambda kind, rates, skipped, other: ("rates", kind, other or [{"lr": rate} for rate in rates], skipped),
+        st.integers(0, 300) | odd,
+        st.lists(floats | odd, max_size=MOST_VALUES + 2),
+        st.booleans() | odd,
+        st.sampled_from([None, None, None, None, ({"lr": 0.5},), [{}], [{"lr": 0.5}, [0.5]]]),
+    ),
     st.tuples(st.just("line"), st.integers(0, 12).map(lambda words: b"l" * 8 * words)),
 )
 
@@ -101,6 +108,7 @@ def test_what_does_not_fit_is_not_begun(kind: Any) -> None:
         (3, lambda: pen.floats(11, 1.0)),
         (3, lambda: pen.integers(32, 1)),
         (4, lambda: pen.event(4, 1, None)),
+        (4, lambda: pen.rates(12, [{"lr": 0.5}, {"lr": 1.5}], True)),
         (4, lambda: pen.samples(SAMPLES, 2, 2, False, 5, [1, 2])),
         (1, lambda: pen.cell(1)),
         (2, lambda: pen.line(b"x" * 16)),
@@ -214,7 +222,7 @@ def test_a_trainer_leaves_the_same_trace_without_the_c(
         for module in ("recorder", "probes"):
             monkeypatch.setattr(f"minitrainer.trace.{module}.Pen", kind)
         if kind is PythonPen:  # as if nothing had been compiled
-            monkeypatch.setattr("minitrainer.trace.batches.native", None)
+            monkeypatch.setattr("minitrainer.trace.batches.like_the_last", lambda *_: None)
             monkeypatch.setattr("minitrainer.trace.probes.IfChanged", None)
         trainer = programs.trainer(
             library,

@@ -1,6 +1,6 @@
 """From repeated comparisons to one figure and what is known of it.
 
-A card's comparisons scatter with heavy tails: the host has hiccups, and for seconds at a time half its pace. So neither
+Comparisons scatter with heavy tails: a shared machine has hiccups, and for seconds at a time half its pace. So neither
 their mean is taken, which one hiccup moves, nor their median, which leaves a third of what they say unused, but the
 median of the means of all their pairs (Hodges and Lehmann). Its interval comes from Wilcoxon's signed ranks. It is
 exact for any number of comparisons, as long as they scatter alike to both sides, as differences of neighbours and
