@@ -1,7 +1,7 @@
 """Which samples a micro-batch holds: a digest of its tensors, and the positions in the data set where they are known.
 
-The positions are what the loader's batch sampler handed out. They are taken where the loader draws them, and follow
-the batch by the identity of its first tensor until the Trainer trains on it.
+The positions are what the loader's batch sampler handed out. They are taken where the batch is put together, or where
+it comes back from a worker, and follow it by the identity of its first tensor until the Trainer trains on it.
 
 The digest is taken in the host's memory, where the batch was put together. On a GPU the batch has been copied to the
 device before the Trainer sees it, and reading it back would make the host wait; so it is taken just before the copy.
@@ -59,10 +59,6 @@ class Batches:
 
     Args:
         torch: the torch module that is in use (this file must be importable without it).
-
-    Attributes:
-        drawer: the iterator that has drawn positions and not fetched their batch; drawn: these positions.
-        in_line: what other iterators have drawn, or this one beyond that.
     """
 
     def __init__(self, torch: Any):
@@ -74,42 +70,31 @@ class Batches:
             torch.float64, torch.float32, torch.float16,
         }  # fmt: skip
         self._layouts: dict[Any, Layout] = {}  # by name, of the last tensor
-        self.drawer: Any = None
-        self.drawn: Any = None
-        self.in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
+        self._in_line: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
         # id of a batch's first tensor -> (reference to it, positions, identity where it was taken on the host)
         self._known: dict[int, tuple[weakref.ref[Any], list[Any] | None, Identity | None]] = {}
 
     # -- where the loader hands out ------------------------------------------------
 
-    def put_in_line(self, iterator: Any, index: Any) -> None:
-        """Remember the positions of a batch that a loader is going to fetch, where `drawn` is not enough for it."""
-        self.in_line.setdefault(iterator, deque()).append(index)
-
-    def batch_was_fetched(self, iterator: Any, batch: Any) -> None:
-        """Tie a fetched batch to the positions that were drawn for it (loaders keep the order)."""
-        if self.drawer is iterator:
-            index, self.drawer, self.drawn = self.drawn, None, None
-        else:
-            line = self.in_line.get(iterator)
-            if not line:
-                return
-            index = line.popleft()
-            if not line:
-                del self.in_line[iterator]
+    def was_fetched(self, batch: Any, positions: Any) -> None:
+        """Remember the positions of a batch that was put together here."""
         tensor = self._first_tensor(batch)
-        if tensor is None:
-            return
-        if type(index) is not list:  # a batch of one without a batch sampler, or a sampler of the user's own
-            index = [index] if type(index) is int else None
-        self._remember(tensor, index, None)
+        if tensor is not None:
+            if type(positions) is not list:  # a batch of one without a batch sampler, or a sampler of the user's own
+                positions = [positions] if type(positions) is int else None
+            self._remember(tensor, positions, None)
 
-    def batch_was_lost(self, iterator: Any) -> None:
-        """Fetching failed: nothing is kept alive for it."""
-        if self.drawer is iterator:
-            self.drawer = self.drawn = None
+    def put_in_line(self, iterator: Any, positions: Any) -> None:
+        """Remember the positions of a batch that will come out of an iterator (loaders keep the order)."""
+        self._in_line.setdefault(iterator, deque()).append(positions)
 
-    def batch_was_moved(self, before: Any, after: Any, label_name: str) -> None:
+    def came_out(self, iterator: Any, batch: Any) -> None:
+        """Tie a batch to the positions that have been in line for the longest time; None for a batch that failed."""
+        line = self._in_line.get(iterator)
+        if line:
+            self.was_fetched(batch, line.popleft())
+
+    def was_moved(self, before: Any, after: Any, label_name: str) -> None:
         """Follow a batch that was copied to a device; take its digest while it is still in the host's memory.
 
         Ranks on CPUs copy too: later versions of accelerate name the device "cpu:0", and torch takes that for another.

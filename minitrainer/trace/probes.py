@@ -10,7 +10,7 @@ Nothing in a Trainer is edited. While an `Observer` is attached, these attribute
     AcceleratedOptimizer          step
     the scheduler's class         step
     torch's optimizers            their hook after a step, where the Trainer's own is not accelerate's
-    DataLoader's iterator         __next__, _next_index
+    DataLoader's fetcher          fetch; with workers or a GPU also its iterator's __next__ and _next_index
     two module functions          transformers.trainer.nested_gather (since the 5 series, in place of a method),
                                   accelerate.data_loader.send_to_device (with a GPU or several ranks)
 
@@ -1404,45 +1404,65 @@ class Observer:
             self._scheduler_classes_done.add(cls)
 
     def _hook_loader(self) -> None:
-        from torch.utils.data import dataloader
-
-        iterator_class: Any = dataloader._BaseDataLoaderIter
-        batches, is_elsewhere = self.batches, self._is_elsewhere
-        fetched, lost = batches.batch_was_fetched, batches.batch_was_lost
-        next_batch, next_index = iterator_class.__next__, iterator_class._next_index
-        watch = self
-
-        def __next__(self: Any) -> Any:
-            try:
-                batch = next_batch(self)
-            except BaseException:
-                lost(self)
-                raise
-            if watch.trainer_id and not is_elsewhere():
-                try:
-                    fetched(self, batch)
-                except Exception as error:
-                    watch.trouble("DataLoader.__next__", error)
-            return batch
-
-        def _next_index(self: Any) -> Any:
-            index = next_index(self)
-            if watch.trainer_id and not is_elsewhere():
-                if batches.drawer is None and not batches.in_line:
-                    batches.drawer, batches.drawn = self, index
-                else:  # workers that fetch ahead, or a data set that has a loader of its own
-                    batches.put_in_line(self, index)
-            return index
-
-        self.patches.replace(iterator_class, "__next__", __next__)
-        self.patches.replace(iterator_class, "_next_index", _next_index)
+        self._hook_fetcher()
+        self._hook_iterators()
         data_loader = sys.modules.get("accelerate.data_loader")
-        copies = self.torch.cuda.is_available() or os.environ.get("WORLD_SIZE", "1") != "1"  # see batch_was_moved
+        copies = self.torch.cuda.is_available() or os.environ.get("WORLD_SIZE", "1") != "1"  # see was_moved
         if data_loader is not None and copies and hasattr(data_loader, "send_to_device"):
             hooks = self._around(self._move_begins, self._move_ends)
             function = data_loader.send_to_device
             if is_plain_function(function):
                 self.patches.replace(data_loader, "send_to_device", wrapper_of(function, AROUND, hooks))
+
+    def _hook_fetcher(self) -> None:
+        """What puts a batch together is given its positions."""
+        from torch.utils.data._utils.fetch import _MapDatasetFetcher as fetcher_class
+
+        watch, is_elsewhere, was_fetched = self, self._is_elsewhere, self.batches.was_fetched
+        original = fetcher_class.fetch
+
+        def fetch(self: Any, possibly_batched_index: Any) -> Any:
+            batch = original(self, possibly_batched_index)
+            if watch.trainer_id and not is_elsewhere():
+                try:
+                    was_fetched(batch, possibly_batched_index)
+                except Exception as error:
+                    watch.trouble("DataLoader.fetch", error)
+            return batch
+
+        self.patches.replace(fetcher_class, "fetch", fetch)
+
+    def _hook_iterators(self) -> None:
+        """Workers fetch in processes of their own, and pinned memory holds a copy: what an iterator draws from the
+        sampler comes back from it in the same order."""
+        from torch.utils.data import dataloader
+
+        iterator_class: Any = dataloader._MultiProcessingDataLoaderIter
+        if self.torch.cuda.is_available():  # what pins
+            iterator_class = dataloader._BaseDataLoaderIter
+        watch, is_elsewhere, batches = self, self._is_elsewhere, self.batches
+        next_batch, next_index = iterator_class.__next__, iterator_class._next_index
+
+        def __next__(self: Any) -> Any:
+            batch = None
+            try:
+                batch = next_batch(self)
+            finally:
+                if watch.trainer_id and not is_elsewhere():
+                    try:
+                        batches.came_out(self, batch)
+                    except Exception as error:
+                        watch.trouble("DataLoader.__next__", error)
+            return batch
+
+        def _next_index(self: Any) -> Any:
+            index = next_index(self)
+            if watch.trainer_id and not is_elsewhere():
+                batches.put_in_line(self, index)
+            return index
+
+        self.patches.replace(iterator_class, "__next__", __next__)
+        self.patches.replace(iterator_class, "_next_index", _next_index)
 
     def _move_begins(self, batch: Any, _: Any) -> Any:
         return batch
@@ -1450,7 +1470,7 @@ class Observer:
     def _move_ends(self, batch: Any, token: Any, moved: Any) -> None:
         watched = self.current
         if watched is not None and self.trainer_id and not self._is_elsewhere():
-            self.batches.batch_was_moved(batch, moved, watched.label_name)
+            self.batches.was_moved(batch, moved, watched.label_name)
 
     def refresh_bound_gathers(self, trainer: Any) -> None:
         """Some versions keep `accelerator.gather_for_metrics` on the Trainer, bound before it was hooked: bind it anew."""
@@ -1530,7 +1550,7 @@ OUTSIDE = {
     "Accelerator.gather": ("accelerate.accelerator", "Accelerator", "gather"),
     "Accelerator.gather_for_metrics": ("accelerate.accelerator", "Accelerator", "gather_for_metrics"),
     "AcceleratedOptimizer.step": ("accelerate.optimizer", "AcceleratedOptimizer", "step"),
-    "DataLoader.__next__": ("torch.utils.data.dataloader", "_BaseDataLoaderIter", "__next__"),
+    "DataLoader.fetch": ("torch.utils.data._utils.fetch", "_MapDatasetFetcher", "fetch"),
 }
 """Hooked points outside the Trainer: module, class, attribute."""
 
