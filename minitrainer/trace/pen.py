@@ -14,8 +14,8 @@ Each method returns whether it has written. What it can't hold it leaves alone (
 a value of another type): then whoever called encodes a line instead. Nothing is ever raised for what a Trainer did.
 
 There are two pens that write the same words. `PythonPen`, below, is the one to read; `_native.c` does the same in a
-tenth of the time, and is used where it could be compiled when minitrainer was installed. On the least of all models
-that is the difference between a trace that takes 50 microseconds a step and one that takes more; see chapters/costs.md.
+fraction of the time, and is used where it could be compiled when minitrainer was installed. What that comes to in a step
+stands in chapters/costs.md.
 """
 
 from __future__ import annotations

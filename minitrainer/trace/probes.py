@@ -562,9 +562,8 @@ class Observer:
 
         def call_event(self: Any, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             trainer = watch.trainer
-            if (trainer is None or trainer.callback_handler is not self or is_elsewhere()) and not watch.admit_handler(
-                self
-            ):
+            is_known = trainer is not None and trainer.callback_handler is self and not is_elsewhere()
+            if not is_known and not watch.admit_handler(self):
                 return original(self, event, args, state, control, **kwargs)
             watched: Any = watch.current
             try:

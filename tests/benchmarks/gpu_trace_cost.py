@@ -45,8 +45,7 @@ from tests.gpu.places import PRETENDED_CARDS, ROOT, cards, environment_of
 
 EPOCH_STEPS = 100_000  # more than a run takes: a clock ends it
 STEPS_A_LOG = 10  # as in the runs that the goal is about
-SETTLING_STEPS = TIMED_STEPS = STEPS_A_LOG  # each ends with a log
-STEPS = SETTLING_STEPS + TIMED_STEPS  # of a block
+TIMED_STEPS = STEPS_A_LOG  # of a block, after those in which the interpreter settles; the last holds a log
 PATTERN = (False, True, True, False)  # whether the trace is on, block by block
 WARM_UP_BLOCKS = 4  # whole patterns: the first block that counts is one without a trace
 GOAL = 0.005  # of a step
@@ -82,6 +81,12 @@ def main() -> None:
     parser.add_argument("--environment", default="installed", choices=["installed", "reference"])
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument(
+        "--settling",
+        type=int,
+        default=STEPS_A_LOG,
+        help="steps of each block that do not count: more for a small model",
+    )
     parser.add_argument("--json", type=Path, help="where the facts go")
     parser.add_argument("--worker", nargs=3, metavar=("PRECISION", "SHAPE", "CORE"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -93,7 +98,7 @@ def main() -> None:
         name: vars(asked)[name] for name in ("way", "environment", "layers", "hidden", "seconds")
     } | {
         "cards": cards(),
-        "steps_of_a_block": {"to settle": SETTLING_STEPS, "timed": TIMED_STEPS},
+        "steps_of_a_block": {"to settle": asked.settling, "timed": TIMED_STEPS},
         "precisions": {},
     }
     failed = False
@@ -107,7 +112,7 @@ def main() -> None:
                 continue
             found = put_together([json.loads(each) for each in answers])
             facts["precisions"].setdefault(precision, {})[shape] = found
-            show(f"{precision}, {shape}", found)
+            show(f"{precision}, {shape}", found, asked.settling)
             if asked.json is not None:
                 asked.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if failed:
@@ -144,9 +149,10 @@ def put_together(answers: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def show(what: str, found: dict[str, Any]) -> None:
+def show(what: str, found: dict[str, Any], settling: int) -> None:
     """Print what was found, with its uncertainty, in words."""
-    print(f"{what}: {found['blocks']} blocks of {STEPS} steps, {TIMED_STEPS} timed, {found['surroundings']}")
+    steps = f"{settling + TIMED_STEPS} steps, {TIMED_STEPS} timed"
+    print(f"{what}: {found['blocks']} blocks of {steps}, {found['surroundings']}")
     for name, reading in found["readings"].items():
         added, null = reading["added"], reading["null"]
         print(
@@ -264,7 +270,7 @@ def work(asked: argparse.Namespace) -> None:
         # one long epoch: where one ends, a step takes longer
         trainer = library.Trainer(model, args, train_dataset=samples * (EPOCH_STEPS // 64 + 1))
         trainer.remove_callback(library.PrinterCallback)
-        switching = Switching(trainer, library, Path(folder), asked.seconds)
+        switching = Switching(trainer, library, Path(folder), asked.seconds, asked.settling)
         blocks = switching.trained()
     if len(blocks) < 2 * len(PATTERN):
         raise SystemExit(f"only {len(blocks)} blocks in {asked.seconds:g} s: too few to compare")
@@ -285,8 +291,9 @@ class Switching:
     Each recording is read again, to see that the trace was on for its whole block.
     """
 
-    def __init__(self, trainer: Any, library: Any, folder: Path, seconds: float):
+    def __init__(self, trainer: Any, library: Any, folder: Path, seconds: float, settling: int):
         self.trainer = trainer
+        self._settling = settling
         self.folder = folder
         self.deadline = time.perf_counter() + seconds
         self._session: Any = None
@@ -322,7 +329,7 @@ class Switching:
             control.should_training_stop = True
 
     def _between_two_steps(self) -> None:
-        number, step_in_block = divmod(self._step - 1, STEPS)
+        number, step_in_block = divmod(self._step - 1, self._settling + TIMED_STEPS)
         if step_in_block == 0:
             wait_for_the_card()
             self._note()
@@ -336,7 +343,7 @@ class Switching:
             if PATTERN[number % len(PATTERN)]:
                 self._attach(number)
             self._moments = []
-        if step_in_block in (SETTLING_STEPS, STEPS - 1):
+        if step_in_block in (self._settling, self._settling + TIMED_STEPS - 1):
             wait_for_the_card()
         self._note()
 
@@ -344,7 +351,7 @@ class Switching:
         self._moments.append((time.perf_counter(), time.thread_time()))
 
     def _measured(self, number: int) -> Block:
-        steps = list(zip(self._moments, self._moments[1:], strict=False))[SETTLING_STEPS:]
+        steps = list(zip(self._moments, self._moments[1:], strict=False))[self._settling :]
         assert len(steps) == TIMED_STEPS, len(steps)
         return Block(
             PATTERN[number % len(PATTERN)],
@@ -365,7 +372,8 @@ class Switching:
         from minitrainer.trace import events, rows
 
         steps = sum(isinstance(row, events.OptimizerStep) for row in rows.read(session.path))
-        assert not is_whole_block or steps == STEPS, f"{steps} steps recorded in a block of {STEPS}"
+        wanted = self._settling + TIMED_STEPS
+        assert not is_whole_block or steps == wanted, f"{steps} steps recorded in a block of {wanted}"
         session.path.unlink()
 
 
