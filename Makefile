@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/ready: $(VENV)/bin/python pyproject.toml constraints.txt minitrainer/trace/_native.c
+$(VENV)/ready: $(VENV)/bin/python pyproject.toml setup.py constraints.txt minitrainer/trace/_native.c
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
@@ -99,7 +99,8 @@ gpu: $(VENV)/ready-test ## on a machine with CUDA cards: parity, trace, what the
 
 .PHONY: clean
 clean: ## remove the environment, builds, caches and runs
-	rm -rf $(VENV) dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis minitrainer.egg-info
+	rm -f minitrainer/trace/_native*.so
 
 .PHONY: help
 help: ## this list
