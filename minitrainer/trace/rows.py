@@ -1057,4 +1057,4 @@ def sample_trace(steps: int = 4, accumulation: int = 2, logging_steps: int = 2, 
     return records
 
 
-# Read next: recorder.py, which writes rows while a Trainer runs.
+# Read next: pen.py, which puts words into a file.
