@@ -15,7 +15,6 @@ import torch.distributed as dist
 import minitrainer
 from minitrainer.trace import events, ranks, trace
 from minitrainer.trace.collectives import Collectives
-from tests.parity.ranks import free_port
 
 from . import programs
 
@@ -23,9 +22,9 @@ BROADCAST = torch.ops.c10d.broadcast_.default
 
 
 @pytest.fixture
-def group() -> Any:
-    """A group of one rank."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+def group(tmp_path: Path) -> Any:
+    """A group of one rank. It meets in a file: a port that was free may be somebody's by the time it is used."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
 
