@@ -55,15 +55,21 @@ has_room(const Pen *self, Py_ssize_t words)
            PyThread_get_thread_ident() == self->thread;
 }
 
+static uint64_t
+bits_of(double value)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 static void
 store(Pen *self, const uint64_t *words, Py_ssize_t count, double time)
 {
     volatile uint64_t *at = (volatile uint64_t *)self->map.buf + self->position;
-    uint64_t bits;
     for (Py_ssize_t i = 0; i < count; i++)
         *at++ = words[i];
-    memcpy(&bits, &time, sizeof bits);
-    *at = bits;
+    *at = bits_of(time);
     self->position += count + 1;
 }
 
@@ -76,6 +82,27 @@ whole_number(PyObject *object, int64_t most)
         return -1;
     int64_t value = PyLong_AsLongLongAndOverflow(object, &overflow);
     return overflow || value > most ? -1 : value;
+}
+
+/* A float as a word; 0 for anything else. */
+static int
+float_word(PyObject *object, uint64_t *word)
+{
+    if (!PyFloat_CheckExact(object))
+        return 0;
+    *word = bits_of(PyFloat_AS_DOUBLE(object));
+    return 1;
+}
+
+/* The first word of a row of values; 0 where it is none, or where the row has no room. */
+static int
+begin_row(const Pen *self, PyObject *const *arguments, Py_ssize_t count, uint64_t *words)
+{
+    if (count < 2 || count > 1 + MOST_VALUES || !has_room(self, count + 1))
+        return 0;
+    int64_t first = whole_number(arguments[0], INT64_MAX);
+    words[0] = (uint64_t)first;
+    return first >= 0;
 }
 
 static PyObject *
@@ -92,20 +119,18 @@ static PyObject *
 pen_event(Pen *self, PyObject *const *arguments, Py_ssize_t count)
 {
     uint64_t words[3];
-    double epoch = Py_NAN;
     if (count != 3 || !has_room(self, 4))
         Py_RETURN_FALSE;
     int64_t first = whole_number(arguments[0], INT64_MAX);
     int64_t step = whole_number(arguments[1], UINT32_MAX);
     if (first < 0 || step < 0)
         Py_RETURN_FALSE;
-    if (PyFloat_CheckExact(arguments[2]))
-        epoch = PyFloat_AS_DOUBLE(arguments[2]);
-    else if (arguments[2] != Py_None)
+    if (arguments[2] == Py_None)
+        words[2] = bits_of(Py_NAN);
+    else if (!float_word(arguments[2], &words[2]))
         Py_RETURN_FALSE;
     words[0] = (uint64_t)first;
     words[1] = (uint64_t)step;
-    memcpy(&words[2], &epoch, sizeof epoch);
     store(self, words, 3, clock_s() + self->zero);
     Py_RETURN_TRUE;
 }
@@ -114,18 +139,11 @@ static PyObject *
 pen_floats(Pen *self, PyObject *const *arguments, Py_ssize_t count)
 {
     uint64_t words[1 + MOST_VALUES];
-    if (count < 2 || count > 1 + MOST_VALUES || !has_room(self, count + 1))
+    if (!begin_row(self, arguments, count, words))
         Py_RETURN_FALSE;
-    int64_t first = whole_number(arguments[0], INT64_MAX);
-    if (first < 0)
-        Py_RETURN_FALSE;
-    words[0] = (uint64_t)first;
-    for (Py_ssize_t i = 1; i < count; i++) {
-        if (!PyFloat_CheckExact(arguments[i]))
+    for (Py_ssize_t i = 1; i < count; i++)
+        if (!float_word(arguments[i], &words[i]))
             Py_RETURN_FALSE;
-        double value = PyFloat_AS_DOUBLE(arguments[i]);
-        memcpy(&words[i], &value, sizeof value);
-    }
     store(self, words, count, clock_s() + self->zero);
     Py_RETURN_TRUE;
 }
@@ -135,12 +153,8 @@ pen_integers(Pen *self, PyObject *const *arguments, Py_ssize_t count)
 {
     uint64_t words[1 + MOST_VALUES];
     int overflow;
-    if (count < 2 || count > 1 + MOST_VALUES || !has_room(self, count + 1))
+    if (!begin_row(self, arguments, count, words))
         Py_RETURN_FALSE;
-    int64_t first = whole_number(arguments[0], INT64_MAX);
-    if (first < 0)
-        Py_RETURN_FALSE;
-    words[0] = (uint64_t)first;
     for (Py_ssize_t i = 1; i < count; i++) {
         if (!PyLong_CheckExact(arguments[i]))
             Py_RETURN_FALSE;
@@ -166,10 +180,8 @@ pen_rates(Pen *self, PyObject *const *arguments, Py_ssize_t count)
     for (Py_ssize_t i = 0; i < groups; i++) {
         PyObject *group = PyList_GET_ITEM(arguments[1], i);
         PyObject *rate = PyDict_CheckExact(group) ? PyDict_GetItem(group, str_lr) : NULL;
-        if (rate == NULL || !PyFloat_CheckExact(rate))
+        if (rate == NULL || !float_word(rate, &words[1 + i]))
             Py_RETURN_FALSE;
-        double value = PyFloat_AS_DOUBLE(rate);
-        memcpy(&words[1 + i], &value, sizeof value);
     }
     store(self, words, 1 + groups, clock_s() + self->zero);
     Py_RETURN_TRUE;

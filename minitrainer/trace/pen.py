@@ -27,9 +27,9 @@ from _thread import get_ident
 from time import perf_counter
 from typing import Any
 
-from minitrainer.trace.rows import CELL_NUMBERS, SAMPLES_ROWS, TICKS_A_SECOND, WORD_BYTES
+from minitrainer.trace.rows import RATES, SAMPLES_ROWS, WORD_BYTES, cell_head
 
-MOST_VALUES = 8
+MOST_VALUES = max(RATES)
 """Of one row: as many as the rates of an optimizer step that is packed."""
 
 _FLOATS, _INTEGERS = ([struct.Struct(f"<q{count}{code}d") for count in range(MOST_VALUES + 1)] for code in ("d", "q"))
@@ -66,11 +66,12 @@ class PythonPen:
 
     def cell(self, number: int | None) -> bool:
         """Write that something happened now; None is for what has no number yet."""
-        if type(number) is not int or not 0 <= number < CELL_NUMBERS or self.is_elsewhere():
+        if type(number) is not int or number < 0 or self.is_elsewhere() or self.position >= len(self._words):
             return False
-        if self.position >= len(self._words):
+        head = cell_head(number, self.zero)
+        if head is None:
             return False
-        self._words[self.position] = perf_counter() + self.zero + number * TICKS_A_SECOND
+        self._words[self.position] = perf_counter() + head
         self.position += 1
         return True
 

@@ -10,7 +10,7 @@ Nothing in a Trainer is edited. While an `Observer` is attached, these attribute
     AcceleratedOptimizer          step
     the scheduler's class         step
     torch's optimizers            their hook after a step, where the Trainer's own is not accelerate's
-    DataLoader's fetcher          fetch; with workers or a GPU also its iterator's __next__ and _next_index
+    DataLoader's fetcher          fetch; with workers, or on a GPU, its iterator's __next__ and _next_index instead
     two module functions          transformers.trainer.nested_gather (since the 5 series, in place of a method),
                                   accelerate.data_loader.send_to_device (with a GPU or several ranks)
 
@@ -1240,7 +1240,9 @@ class Observer:
         """Any optimizer of torch has stepped."""
         try:
             if self.trainer is not None and optimizer is self.trainer.optimizer and not self._is_elsewhere():
-                self._put_rates(OPTIMIZER_STEP, optimizer.param_groups)
+                groups = optimizer.param_groups
+                if not self._pen.rates(OPTIMIZER_STEP, groups, False):
+                    self._put_rates(OPTIMIZER_STEP, groups)
         except Exception as error:
             self.trouble("Optimizer.step", error)
 
@@ -1403,8 +1405,13 @@ class Observer:
             self._scheduler_classes_done.add(cls)
 
     def _hook_loader(self) -> None:
-        self._hook_fetcher()
-        self._hook_iterators()
+        from torch.utils.data import dataloader
+
+        if self.torch.cuda.is_available():  # a batch may be pinned after it was put together: then it is another
+            self._hook_iterators(dataloader._BaseDataLoaderIter)
+        else:
+            self._hook_fetcher()
+            self._hook_iterators(dataloader._MultiProcessingDataLoaderIter)
         data_loader = sys.modules.get("accelerate.data_loader")
         copies = self.torch.cuda.is_available() or os.environ.get("WORLD_SIZE", "1") != "1"  # see was_moved
         if data_loader is not None and copies and hasattr(data_loader, "send_to_device"):
@@ -1431,14 +1438,9 @@ class Observer:
 
         self.patches.replace(fetcher_class, "fetch", fetch)
 
-    def _hook_iterators(self) -> None:
+    def _hook_iterators(self, iterator_class: Any) -> None:
         """Workers fetch in processes of their own, and pinned memory holds a copy: what an iterator draws from the
         sampler comes back from it in the same order."""
-        from torch.utils.data import dataloader
-
-        iterator_class: Any = dataloader._MultiProcessingDataLoaderIter
-        if self.torch.cuda.is_available():  # what pins
-            iterator_class = dataloader._BaseDataLoaderIter
         watch, is_elsewhere, batches = self, self._is_elsewhere, self.batches
         next_batch, next_index = iterator_class.__next__, iterator_class._next_index
 

@@ -207,11 +207,11 @@ def measure_time(tool: str, work: str, steps: int, folder: Path) -> dict[str, fl
     )
     with tool_around(tool, trainer, folder) as cost:
         trainer.train()
-    each = sorted(b - a for a, b in zip(ticks[WARM_STEPS:], ticks[WARM_STEPS + 1 :], strict=False))
+    each = [b - a for a, b in zip(ticks[WARM_STEPS:], ticks[WARM_STEPS + 1 :], strict=False)]
     size = sum(path.stat().st_size for path in folder.rglob("output*") if path.is_file())
     size += sum(path.stat().st_size for path in folder.rglob("*.rows"))
     found = {
-        "us_per_step": each[len(each) // 10] * 1e6,
+        "us_per_step": _low(each) * 1e6,
         "median_us": statistics.median(each) * 1e6,
         "end_ms": cost["end_s"] * 1e3,
         "bytes_per_step": size / steps,
@@ -256,7 +256,11 @@ def measure_alternating(work: str, turns: int, folder: Path) -> list[list[float]
     trainer = trainer_for(work, steps, folder / "out", [clock_callback(transformers, at_step)])
     trainer.train()
     return [
-        [_low(each[False]), _low(each[True]) - _low(each[False]), _middle(each[True]) - _middle(each[False])]
+        [
+            _low(each[False]),
+            _low(each[True]) - _low(each[False]),
+            statistics.median(each[True]) - statistics.median(each[False]),
+        ]
         for each in took
     ]
 
@@ -264,9 +268,6 @@ def measure_alternating(work: str, turns: int, folder: Path) -> list[list[float]
 def _low(values: list[float]) -> float:
     """The tenth percentile."""
     return sorted(values)[len(values) // 10]
-
-
-_middle = statistics.median
 
 
 def measure_instructions(tool: str, work: str, folder: Path) -> None:

@@ -250,12 +250,19 @@ def test_samples_are_known_by_their_positions(name: str, tmp_path: Path) -> None
     assert len({r.digest for r in samples}) == 5 and all(r.labels == r.rows for r in samples)
 
 
+@pytest.mark.parametrize("as_on_a_card", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_do_not_disturb_the_positions(name: str, workers: int, tmp_path: Path) -> None:
+def test_workers_do_not_disturb_the_positions(
+    name: str, workers: int, as_on_a_card: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = programs.library_named(name)
     trainer = programs.trainer(library, tmp_path / "out", rows=40, dataloader_num_workers=workers)
-    with trace(trainer, tmp_path / "trace"):
-        trainer.train()
+    with monkeypatch.context() as patch:
+        if as_on_a_card:
+            patch.setattr("torch.cuda.is_available", lambda: True)  # it decides what is hooked
+        recording = trace(trainer, tmp_path / "trace").start()
+    trainer.train()
+    recording.stop()
     data = programs.Numbers(40)
     for record in of(recorded(tmp_path / "trace"), events.Samples):
         assert len(record.indices) == record.rows
