@@ -20,7 +20,10 @@ run_glue: $(VENV)/ready ## set up .venv and trace the run_glue scenario
 
 .PHONY: test
 test: $(VENV)/ready-test ## set up .venv and run the tests (about a quarter of an hour on two cores)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(HANGING) $(ARGS)
+
+# The longest test takes two or three minutes. One that takes ten hangs: every thread says where, and the test has failed.
+HANGING := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 # ---- environments: a stamp is written last, so a broken install is made again -----
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ BROADCAST = torch.ops.c10d.broadcast_.default
 
 @pytest.fixture
 def group(tmp_path: Path) -> Any:
-    """A group of one rank. It meets in a file: a port that was free may be somebody's by the time it is used."""
+    """A group of one rank, that meets in a file."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
@@ -44,13 +45,19 @@ def test_the_thread_that_waits_tells_who_asked(group: Any, call: Any) -> None:
     watch = Collectives(written.append, lambda where, error: troubles.append(error))
     assert watch.attach() == ""
     waiting = type(_engine_run_backward)(_engine_run_backward.__code__, {"__name__": "torch.autograd", "time": time})
-    given = torch.ones(7)
-    arguments = ([given], group.boxed(), 0, 0)
+    arguments = ([torch.ones(7)], group.boxed(), 0, 0)
+    references = sys.getrefcount(arguments)
+
+    def ended() -> bool:
+        """Whether the thread has let go of the group. If it were the last to hold it, it would take it apart, and wait
+        for the group's own threads while they wait for the interpreter that it holds: nothing would ever go on."""
+        return bool(written or troubles) and sys.getrefcount(arguments) == references
+
     try:
-        waiting(lambda: void(_thread.start_new_thread(call, arguments)), lambda: bool(written or troubles))
+        waiting(lambda: void(_thread.start_new_thread(call, arguments)), ended)
     finally:
         watch.detach()
-    assert not troubles
+    assert ended() and not troubles
     (record,) = written
     assert (record.collective, record.elements, record.ranks) == ("broadcast", 7, 1)
     assert record.by == "test_the_thread_that_waits_tells_who_asked"
