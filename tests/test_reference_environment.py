@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import re
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ LIMIT_SECONDS = 3000  # a few minutes on two idle cores; they are seldom idle
 def test_reference_tests_pass_on_the_real_4_31_0(tmp_path: Path) -> None:
     """The child runs at least LEAST_TESTS tests, none fails, none is skipped but the pushes that need git-lfs."""
     assert not in_reference_environment(), "run the reference tests themselves here: pytest -m reference"
+    faulthandler.cancel_dump_traceback_later()  # LIMIT_SECONDS holds for all of them; each is watched in the child
     counts = run_reference_tests([str(ROOT / "tests")], tmp_path / "report.xml")
     assert counts["tests"] >= LEAST_TESTS, counts
 
@@ -51,6 +53,7 @@ def run_reference_tests(selection: list[str], report: Path) -> dict[str, int]:
         "-n",
         str(WORKERS),
         "--dist=loadfile",
+        "--max-worker-restart=0",  # a new worker would begin a file anew, and hang where the last one did
         "-p",
         "no:cacheprovider",
         "--no-header",
