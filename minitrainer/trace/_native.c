@@ -426,27 +426,35 @@ identify(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t cou
 
 /* -- assignments that change something ------------------------------------------------------------ */
 
-/* Stands in a class for __setattr__, and calls `hook` with the same arguments, unless the attribute is that very value
-   already: every step a handler lowers three flags that are not up. */
+/* Stands in a class for __setattr__, and calls `hook` with the same arguments, unless assigning would do nothing: every
+   step a handler lowers three flags that are not up. */
 typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
     PyObject *hook;
 } IfChanged;
 
+/* Whether the object has this very value under this name, in its own dictionary, and nothing in its class (a property,
+   say) would rather be asked. */
+static int
+holds_already(PyObject *object, PyObject *name, PyObject *value)
+{
+    PyObject *of_class = _PyType_Lookup(Py_TYPE(object), name);
+    if (of_class != NULL && Py_TYPE(of_class)->tp_descr_set != NULL)
+        return 0;
+    PyObject *own = PyObject_GenericGetDict(object, NULL);
+    int holds = own != NULL && PyDict_GetItemWithError(own, name) == value;
+    Py_XDECREF(own);
+    PyErr_Clear();
+    return holds;
+}
+
 static PyObject *
 if_changed_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *names)
 {
-    if (PyVectorcall_NARGS(count) == 3 && names == NULL && PyUnicode_Check(arguments[1])) {
-        PyObject *old = PyObject_GenericGetAttr(arguments[0], arguments[1]);
-        if (old == NULL)
-            PyErr_Clear();
-        else {
-            Py_DECREF(old);
-            if (old == arguments[2])
-                Py_RETURN_NONE;
-        }
-    }
+    if (PyVectorcall_NARGS(count) == 3 && names == NULL && PyUnicode_Check(arguments[1]) &&
+        holds_already(arguments[0], arguments[1], arguments[2]))
+        Py_RETURN_NONE;
     return PyObject_Vectorcall(((IfChanged *)self)->hook, arguments, count, names);
 }
 
