@@ -125,6 +125,7 @@ def _write(recorded: Path, folder: Path) -> None:
 def _run_here(library_name: str, work: Path, names: list[str]) -> None:
     """Run the scenarios in this process, inside 4.31.0's folder; each leaves its recording in `work/NAME`."""
     from .session import trace_library
+    from .worker import leave_group
 
     library = importlib.import_module(library_name)
     for name in names:
@@ -132,6 +133,7 @@ def _run_here(library_name: str, work: Path, names: list[str]) -> None:
         out.mkdir(exist_ok=True)
         with trace_library(library, out, scenario=name):
             scenarios.program(name)(library, ["--output_dir", str(out / "output"), *REAL_DATA.get(name, ())])
+    leave_group()
 
 
 if __name__ == "__main__":

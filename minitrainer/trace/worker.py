@@ -9,6 +9,7 @@ run's own.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -61,7 +62,7 @@ def _run_scenario(options: argparse.Namespace, rest: list[str]) -> int:
 
         defaults.write(library, options.out)
         with trace_library(library, options.out, options.scenario, options.collectives):
-            return run(library, rest)
+            status = run(library, rest)
     except UsageError:
         raise
     except (ValueError, ImportError, OSError) as error:
@@ -69,6 +70,21 @@ def _run_scenario(options: argparse.Namespace, rest: list[str]) -> int:
         if options.debug or os.environ.get("MINITRAINER_DEBUG") == "1":
             traceback.print_exc()
         raise UsageError(f"{type(error).__name__}: {error}") from error
+    leave_group()
+    return status
+
+
+def leave_group() -> None:
+    """Take the group of ranks apart, if there is one, after a run that ended well.
+
+    No Trainer does so. But the group's own threads let go of the tensors of the last collective when they get to it. If
+    the interpreter is ending by then, they end the process: "terminate called without an active exception", SIGABRT.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a model that DDP has wrapped holds the group, too
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

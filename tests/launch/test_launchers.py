@@ -29,6 +29,21 @@ programs.killed_in_mid_step(trainer)
 trainer.train()
 """
 
+ENDING_SCRIPT = """
+import os
+from pathlib import Path
+from minitrainer.trace import specification, worker
+
+{run}
+threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+Path({out!r}, "threads" + os.environ["RANK"]).write_text(" ".join(sorted(threads)))
+"""
+
+ENDS = {
+    "worker": "worker.main(['--out', {out!r}, '--library', 'minitrainer', '--scenario', 'two-ranks-uneven', '--'])",
+    "specification": "specification._run_here('minitrainer', Path({out!r}), ['two-ranks-uneven'])",
+}
+
 
 def start(*words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
@@ -108,6 +123,20 @@ def test_the_last_line_names_the_rank_that_died(tmp_path: Path) -> None:
     assert printed[-1].startswith("minitrainer.trace: the run failed (status 1): "), printed[-5:]
     assert "rank 1 was cut off in compute_loss after on_substep_end, 4 steps done" in printed[-1]
     assert "rank 0" in printed[-1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc tells which threads there are")
+@pytest.mark.parametrize("where", ENDS)
+def test_no_thread_of_the_group_is_left_when_a_rank_ends(where: str, tmp_path: Path) -> None:
+    """One that lets go of a tensor while the interpreter ends would end the process with SIGABRT."""
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING_SCRIPT.format(run=ENDS[where].format(out=str(tmp_path)), out=str(tmp_path)))
+    ended = start(*TORCHRUN, "--standalone", "--nproc_per_node", "2", str(script))
+    printed = ended.communicate(timeout=240)[0]
+    assert ended.returncode == 0, printed
+    for rank in range(2):
+        threads = (tmp_path / f"threads{rank}").read_text().split()
+        assert threads and not [name for name in threads if "gloo" in name]
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")

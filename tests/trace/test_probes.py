@@ -566,7 +566,10 @@ def run_under(folder: Path, name: str, rank: int | None = None, port: int = 0) -
     code = (
         "import sys; sys.path.insert(0, {root!r})\n"
         "from minitrainer.trace import run_script\n"
-        "sys.exit(run_script({script!r}, [{out!r}, '20'], {trace!r}))"
+        "from minitrainer.trace.worker import leave_group\n"
+        "status = run_script({script!r}, [{out!r}, '20'], {trace!r})\n"
+        "leave_group()\n"
+        "sys.exit(status)"
     ).format(root=ROOT, script=str(script(folder, name)), out=str(folder / "out"), trace=str(folder / "trace"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if rank is not None:
