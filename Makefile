@@ -63,7 +63,7 @@ wheel: $(VENV)/ready-test ## build the wheel, install it into an empty environme
 
 # ---- heavier proofs: one target each ---------------------------------------------
 
-REFERENCE = $(BIN)/python -m minitrainer.trace upstream run 4.31.0
+REFERENCE = $(BIN)/python -m minitrainer.trace upstream run --trust-checkpoints 4.31.0
 
 # A test that takes twenty minutes hangs, and has failed (pyproject.toml); but these take as long as they are asked to.
 LONG := -o faulthandler_timeout=0

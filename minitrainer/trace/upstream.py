@@ -96,6 +96,11 @@ def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     run_parser.add_argument(
         "argv", metavar="…", nargs="...", help="what follows the interpreter: SCRIPT.py, -m MODULE"
     )
+    run_parser.add_argument(
+        "--trust-checkpoints",
+        action="store_true",
+        help="let a version before 4.47 unpickle what it resumes from: for checkpoints of your own",
+    )
     remove_parser = what.add_parser("remove", help="delete a version's folder")
     remove_parser.add_argument("version", metavar="VERSION", help="a version that `list` shows")
     for parser in (add_parser, list_parser, run_parser, remove_parser):
@@ -127,7 +132,13 @@ def main(options: argparse.Namespace) -> int:
     elif command == "run":
         if not options.argv:
             raise UsageError(f"say what to run on transformers {options.version}: SCRIPT.py, or -m MODULE")
-        return run_in(options.version, options.argv, directory=directory, add_if_missing=True).returncode
+        return run_in(
+            options.version,
+            options.argv,
+            directory=directory,
+            add_if_missing=True,
+            resume_own_checkpoints=options.trust_checkpoints,
+        ).returncode
     else:
         for folder in remove(options.version, directory):
             print(f"removed {short(folder)}")

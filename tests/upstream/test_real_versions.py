@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +57,24 @@ def test_the_reference_trains_saves_and_resumes(tmp_path):
     resumed = two_steps("4.31.0", tmp_path / "output", "resume", resume_own_checkpoints=True)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout.splitlines()[-1])["steps"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trusting", [["--trust-checkpoints"], []], ids=["trusting", "not trusting"])
+def test_the_command_line_resumes_where_the_checkpoint_is_trusted(trusting, tmp_path):
+    assert two_steps("4.31.0", tmp_path / "output").returncode == 0
+    words = ["upstream", "run", *trusting, "4.31.0", TWO_STEPS, str(tmp_path / "output"), "resume"]
+    resumed = subprocess.run(
+        [sys.executable, "-m", "minitrainer.trace", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    if trusting:
+        assert json.loads(resumed.stdout.splitlines()[-1])["steps"] == 3, resumed.stderr
+    else:
+        assert resumed.returncode != 0 and "Weights only load failed" in resumed.stderr
 
 
 @pytest.mark.slow
