@@ -91,7 +91,8 @@ class Piece(NamedTuple):
     value: bytes | None
 
 
-_ARRAY = re.compile(rb"\[(\d+),\d+([,\]][^\n]*?) *\n")
+_VALUES = rb"(\]|,[^\n]*\])"  # of an array, after its time; it ends in one place, so blanks after it are no part of it
+_ARRAY = re.compile(rb"\[(\d+),\d+%s *\n" % _VALUES)
 _CELL = re.compile(rows.CELL_PATTERN, re.DOTALL)
 
 
@@ -135,7 +136,7 @@ def _pattern_of(piece: Piece) -> bytes:
     if piece.kind == CELL:
         return b".{%d}" % TIME_BYTES + re.escape(piece.head)
     if piece.is_array:
-        value = b"" if piece.value is None else rb"([,\]][^\n]*?)"  # what follows a number is no digit
+        value = b"" if piece.value is None else _VALUES
         return rb"\[%d,\d+%s%s *\n" % (piece.kind, re.escape(piece.head), value)
     value = b"" if piece.value is None else b"(.{%d})" % len(piece.value)
     return re.escape(piece.head) + value + b".{%d}" % TIME_BYTES + re.escape(rows.END_OF_PACKED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def test_recordings_of_any_shape_are_read_alike(steps, accumulation, logging, pa
         # The first step with and without a log defines names, the second is the first of its layout, the last step
         # defines what follows it: all others are known.
         assert known >= steps - 6
+
+
+def test_a_block_of_another_layout_is_told_at_once():
+    """There must be one way only to match a row: two ways for each of fifty would be more than anyone can try."""
+    arrays = b"".join(rows.filled_up(b"[12,%d,0.5]" % (10**n)) for n in range(10)) * 5
+    pattern = b"".join(map(layouts._pattern_of, layouts.cut_into_pieces(arrays + rows.filled_up(b"[12,1,0.5]"))))
+    assert re.fullmatch(pattern, arrays + rows.filled_up(b"[12,7,0.25]"), re.DOTALL)
+    assert re.fullmatch(pattern, arrays + rows.filled_up(b"[13,7,0.25]"), re.DOTALL) is None
 
 
 @SETTINGS
