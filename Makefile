@@ -85,7 +85,7 @@ shapes: $(VENV)/ready-test ## 10,000 random run shapes: expected events against 
 	MINITRAINER_SHAPES=10000 MINITRAINER_SEED=$${SEED:-1} $(REFERENCE) -m pytest $(LONG) -s -q tests/trace/test_expected.py
 
 .PHONY: kill-points
-kill-points: $(VENV)/ready-test ## kill a recording process at 200 random points: nothing completed may be lost (three minutes)
+kill-points: $(VENV)/ready-test ## kill a recording process at 200 random points: nothing completed may be lost (a quarter of an hour)
 	MINITRAINER_KILL_POINTS=$${POINTS:-200} $(BIN)/python -m pytest $(LONG) -q tests/trace/test_recorder.py tests/trace/test_kill_points.py -k killed
 
 .PHONY: parity-long
